@@ -1,4 +1,4 @@
-//! `gclab` on the command line: what it prints where, and its exit codes.
+//! The output of `gclab` on stdout and stderr, and its exit codes.
 
 use gc_preempt::StrictAllocator;
 use std::process::{Command, Output};
@@ -21,7 +21,7 @@ fn json(output: &Output) -> serde_json::Value {
     serde_json::from_slice(&output.stdout).expect("stdout is one JSON object")
 }
 
-/// Keys that carry five quantiles, in microseconds and in order.
+/// Demands that each key has five quantiles, in microseconds and in ascending order.
 fn has_quantiles(object: &serde_json::Value, keys: &[&str]) {
     for key in keys {
         let all = ["min", "p50", "p90", "p99", "max"].map(|q| object[key][q].as_f64());
@@ -96,7 +96,8 @@ fn trees_print_what_the_benchmarks_game_prints_on_any_number_of_mutators() {
         for key in ["seconds", "processor_seconds", "objects_per_s"] {
             assert!(object[key].as_f64() > Some(0.0), "{key}: {object}");
         }
-        // Pauses are read off one by one, and none is missed: the sum of them is the heap's.
+        // Each pause is recorded on its own and none is missed: their sum is at most the heap's
+        // total.
         let least = object["pause_us"]["min"].as_f64().unwrap_or(f64::MAX)
             * object["collections"].as_f64().unwrap_or(0.0);
         assert!(
@@ -267,7 +268,7 @@ fn a_program_s_figures_go_to_stderr_as_its_stdout_is_its_own() {
             assert!(object[key]["max"].is_number(), "{key}: {object}");
         }
     }
-    // The program's own words come first.
+    // The program's messages come first.
     let failing = concat!(env!("CARGO_MANIFEST_DIR"), "/no/such.lox");
     let output = gclab(&["run", failing, "--json"], &[]);
     let stderr = text(&output.stderr);
@@ -297,7 +298,8 @@ fn a_reader_that_has_seen_enough_is_no_panic() {
 
 #[test]
 fn a_soak_finds_a_planted_fault_and_names_the_seed_that_repeats_it() {
-    // The round of this seed injects stops, and has a thread that holds words in its vectors.
+    // The round of this seed stops by injected calls, and has a thread that holds words in vector
+    // registers.
     let arguments = ["soak", "--seconds", "0", "--seed", "3", "--json"];
     let object = json(&gclab(&arguments, &[]));
     for key in ["stops", "collections", "answers", "threads", "programs"] {

@@ -1,5 +1,5 @@
-//! The rules of `deny.toml` hold, as far as cargo alone can tell: licences, sources, and one
-//! version of each dependency of the library crates.
+//! Checks the rules of `deny.toml` with cargo alone: licences, sources, and one version of each
+//! dependency of the library crates.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -29,8 +29,8 @@ fn rule(name: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// What cargo says of the workspace, without the network. With all features where the crates of all
-/// features are on this machine.
+/// Cargo's metadata of the workspace, without the network. All features are included if this
+/// machine has their crates.
 fn metadata() -> Value {
     let ask = |more: &[&str]| {
         let output = Command::new(env!("CARGO"))
@@ -58,8 +58,8 @@ fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
     value[key].as_array().map_or(&[], Vec::as_slice)
 }
 
-/// Does a licence expression hold with these licences alone? `AND` binds more than `OR`; no
-/// parentheses within parentheses.
+/// Whether these licences satisfy a licence expression. `AND` has a higher precedence than `OR`.
+/// Nested parentheses are not supported.
 fn is_allowed(expression: &str, allowed: &BTreeSet<String>) -> bool {
     if let Some((before, rest)) = expression.split_once('(') {
         let (inner, after) = rest.split_once(')').unwrap_or((rest, ""));

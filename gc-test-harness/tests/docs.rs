@@ -1,5 +1,5 @@
-//! The repository's pages tell the truth about names: each link leads somewhere, and each file and
-//! identifier that a page names is there.
+//! Each link of the repository's pages has a target, and each file and identifier that a page names
+//! exists.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use gc_preempt::StrictAllocator;
 #[global_allocator]
 static STRICT: StrictAllocator = StrictAllocator;
 
-/// Files that a page tells its reader to write.
+/// Files that a page asks its reader to write.
 const TO_WRITE: [&str; 1] = ["aarch64.rs"];
 
 fn root() -> &'static Path {
@@ -21,7 +21,7 @@ fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// All files below `folder`, without what builds and version control put there.
+/// All files below `folder`, except those of builds and of version control.
 fn files(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).expect("a folder of the repository") {
         let path = entry.expect("a folder can be listed").path();
@@ -60,7 +60,7 @@ fn prose(text: &str) -> String {
     kept
 }
 
-/// The anchors that a page's headings make: GitHub's rule.
+/// The anchors of a page's headings, by GitHub's rule.
 fn anchors(text: &str) -> BTreeSet<String> {
     let headings = text.lines().filter(|line| line.starts_with('#'));
     let anchor = |line: &str| {
@@ -103,7 +103,7 @@ fn every_relative_link_leads_to_a_file_and_a_heading() {
     assert!(wrong.is_empty(), "links that lead nowhere: {wrong:#?}");
 }
 
-/// What a page has between single backticks, outside of fenced blocks.
+/// The text between single backticks, outside fenced blocks.
 fn spans(text: &str) -> Vec<String> {
     let prose = prose(text);
     let lines = prose.split('`').skip(1).step_by(2);
@@ -136,7 +136,7 @@ fn every_file_that_a_page_names_exists() {
                 if !is_path || TO_WRITE.iter().any(|name| word.ends_with(name)) {
                     continue;
                 }
-                // A page may leave the beginning of a path out.
+                // A page may omit the beginning of a path.
                 if !names.iter().any(|name| name.ends_with(&format!("/{word}"))) {
                     wrong.push(format!("{}: {word}", page.display()));
                 }

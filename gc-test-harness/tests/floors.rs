@@ -1,11 +1,11 @@
-//! Files import downward only: no two files of a crate lead to each other, and no folder of
-//! `gc-core` or `gc-preempt` imports from a floor above its own.
+//! Files import downward only: no two files of a crate import each other, directly or through
+//! others, and no folder of `gc-core` or `gc-preempt` imports from a floor above its own.
 //!
 //! An arrow leads from a file to each file that it names by `use` or by a path in its code. Test
-//! code makes no arrows. Method calls make none either, so a type's `impl` blocks stay in the
-//! folder that defines the type.
+//! code makes no arrows. Method calls make no arrows either, so a type's `impl` blocks must be in
+//! the folder that defines the type.
 //!
-//! The same reading finds what the libraries' code must not name at all.
+//! The same reading of the code finds names that the libraries must not use.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use quote::ToTokens;
 #[global_allocator]
 static STRICT: StrictAllocator = StrictAllocator;
 
-/// A module: its file, what it declares, and the names that it imports.
+/// A module: its file, its items, and the names that it imports.
 #[derive(Default)]
 struct Module {
     file: String,
@@ -28,10 +28,10 @@ struct Module {
     paths: Vec<Vec<String>>,
 }
 
-/// Which files each file of a crate imports.
+/// The files that each file of a crate imports.
 type Arrows = BTreeMap<String, BTreeSet<String>>;
 
-/// The modules of a crate, by path: `["heap", "bitmap"]`; the root is `[]`.
+/// The modules of a crate by their paths, such as `["heap", "bitmap"]`. The root is `[]`.
 type Crate = BTreeMap<Vec<String>, Module>;
 
 fn is_test(attributes: &[syn::Attribute]) -> bool {
@@ -76,7 +76,7 @@ fn attributes(item: &syn::Item) -> &[syn::Attribute] {
     }
 }
 
-/// The leaves of a `use` tree: what each imports, and by which name.
+/// Adds the leaves of a `use` tree to the module's imports: the path and the name of each.
 fn leaves(tree: &syn::UseTree, prefix: &[String], module: &mut Module) {
     use syn::UseTree;
     let with = |ident: &syn::Ident| [prefix, &[ident.to_string()]].concat();
@@ -112,7 +112,7 @@ fn leaves(tree: &syn::UseTree, prefix: &[String], module: &mut Module) {
     }
 }
 
-/// The paths that code names: each run of identifiers joined by `::`.
+/// Finds the paths in code: each sequence of identifiers joined by `::`.
 fn paths_in(tokens: TokenStream, found: &mut Vec<Vec<String>>) {
     let mut path: Vec<String> = Vec::new();
     let mut colons = 0;
@@ -195,10 +195,11 @@ fn read_file(file: &Path, at: &[String], root: &Path, modules: &mut Crate) {
     read_items(parsed.items, at, file, root, modules);
 }
 
-/// The file that defines what `path` names, seen from the module `at`; none outside of the crate.
+/// The file that defines the item `path`, as seen from the module `at`. `None` if the item is
+/// outside the crate.
 fn resolve(modules: &Crate, at: &[String], path: &[String], depth: u32) -> Option<String> {
     if depth > 8 {
-        return None; // an import that leads to itself
+        return None; // an import of itself
     }
     let (first, mut rest) = path.split_first()?;
     let mut here: Vec<String> = match first.as_str() {
@@ -241,7 +242,7 @@ fn resolve(modules: &Crate, at: &[String], path: &[String], depth: u32) -> Optio
     Some(modules.get(&here)?.file.clone())
 }
 
-/// Who imports whom in a crate's `src`, by file.
+/// The arrows between the files of a crate's `src`.
 fn arrows(root: &Path) -> Arrows {
     let mut modules = Crate::new();
     let main = if root.join("lib.rs").exists() {
@@ -257,14 +258,15 @@ fn arrows(root: &Path) -> Arrows {
             out.extend(resolve(&modules, at, path, 0).filter(|file| *file != module.file));
         }
     }
-    arrows.remove(main); // a crate's root names what it exports, and nothing leads to it
+    arrows.remove(main); // the root names all exports, and no file leads to it
     for out in arrows.values_mut() {
         out.remove(main);
     }
     arrows
 }
 
-/// The files that lead to each other, in groups (Tarjan's components of more than one file).
+/// The groups of files that lead to each other: the strongly connected components of more than one
+/// file.
 fn circles(arrows: &Arrows) -> Vec<Vec<String>> {
     let reach: BTreeMap<&String, BTreeSet<&String>> = arrows
         .keys()
@@ -290,8 +292,8 @@ fn circles(arrows: &Arrows) -> Vec<Vec<String>> {
     groups.into_iter().collect()
 }
 
-/// The floors of a crate, lowest first: each names files, or folders by a slash at the end. The
-/// longest name that a file begins with counts.
+/// The floors of a crate, lowest first. A floor has names of files, and names of folders, which end
+/// with a slash. A file is on the floor of the longest name that matches it.
 type Floors = &'static [&'static [&'static str]];
 
 const GC_CORE: Floors = &[
@@ -412,7 +414,7 @@ const GC_TEST_HARNESS: Floors = &[
     &["lab/"],
 ];
 
-/// The floor that a file lies on.
+/// The floor that a file is on.
 fn floor_of(floors: Floors, file: &str) -> Option<usize> {
     let named = |name: &&&str| name.ends_with('/') && file.starts_with(**name) || file == **name;
     let longest = |floor: &[&str]| floor.iter().filter(named).map(|name| name.len()).max();
@@ -423,7 +425,7 @@ fn floor_of(floors: Floors, file: &str) -> Option<usize> {
     found.max().map(|(_, at)| at)
 }
 
-/// What is wrong with a crate's arrows, in words; nothing if all is well. Files of `free` may lead
+/// Describes each violation in a crate's arrows; empty if there is none. Files of `free` may lead
 /// to each other.
 fn faults(name: &str, arrows: &Arrows, floors: Floors, free: &str) -> String {
     let mut text = String::new();
@@ -494,13 +496,13 @@ fn the_libraries_start_no_threads_of_the_standard_library() {
             .values()
             .filter(|module| module.paths.iter().any(starts))
         {
-            // Its planted fault does.
+            // Only the planted fault in this file does.
             assert_eq!(module.file, "thread.rs", "{member} starts a thread of std");
         }
     }
 }
 
-/// A crate of three files on two floors; `extra` is added to the lowest one.
+/// The arrows of a small crate with two floors. `extra` is added to the lowest file.
 fn small_crate(name: &str, extra: &str) -> Arrows {
     let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     std::fs::create_dir_all(root.join("high")).expect("a folder for the test");
@@ -524,7 +526,7 @@ fn an_arrow_that_leads_up_is_found() {
         "#[cfg(test)] mod tests { use crate::high::Top; }",
     );
     assert_eq!(faults("sound", &sound, FLOORS, ""), "");
-    // The root's name leads to the file that defines it.
+    // A name that the root re-exports leads to the file that defines it.
     let up = small_crate("floors-up", "fn up(_: crate::Top) {}");
     let text = faults("up", &up, FLOORS, "");
     assert!(text.contains("low.rs -> high/inner.rs leads up"), "{text}");

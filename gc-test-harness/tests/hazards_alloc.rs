@@ -1,14 +1,14 @@
-//! A collection at every single instruction of the allocation's fast path, and what would be lost
-//! without each of the four rules that make it right (H26).
+//! A collection at each instruction of the allocation's fast path, and the loss of cells without
+//! each of the four rules that make the path safe (H26).
 //!
 //! 1. The collector never changes a stopped mutator's run.
-//! 2. At the stop, the unallocated tail of every run is marked.
+//! 2. In the stop, the tail of every run is marked.
 //! 3. A cell is zero until it is written.
 //! 4. The advanced cursor is in memory before the first word of the cell is written.
 //!
-//! The sequence is written in assembly, as a compiler of a language would emit it, once right and
-//! once with rule 4 broken. The thread steps through it by the trap flag; after each instruction it
-//! lets another thread collect.
+//! The sequence is written in assembly, as a language's compiler would emit it: once right, and
+//! once with rule 4 broken. The thread steps through it by the trap flag. After each instruction it
+//! waits for another thread to collect.
 
 #[path = "../../gc-preempt/tests/common/mod.rs"]
 mod common;
@@ -20,8 +20,8 @@ use gc_core::jit::Run;
 use gc_core::raw::{Encoding, Kind};
 use gc_core::{Heap, Mutator};
 
-/// `fn(run, cells) -> head`: a list of 16-byte cells, each with the next one and its number. Zero
-/// if the run is too short.
+/// `fn(run, cells) -> head`: builds a list of 16-byte cells, each with the next cell and its
+/// number. Returns 0 if the run is too short.
 type Build = unsafe extern "C" fn(*mut Run, usize) -> usize;
 
 macro_rules! build {
@@ -60,7 +60,7 @@ build! { right "urge_test_right_end" RIGHT_END:
     "mov [rax + 8], rsi"
 }
 
-// The list's former head is in the new cell alone when the cursor is advanced.
+// When the cursor is advanced, only the new cell holds the list's former head.
 build! { late_cursor "urge_test_late_cursor_end" LATE_CURSOR_END:
     "mov [rax], rdx"
     "mov [rax + 8], rsi"
@@ -73,8 +73,8 @@ static END: AtomicUsize = AtomicUsize::new(0);
 static WANTED: AtomicU64 = AtomicU64::new(0);
 static DONE: AtomicU64 = AtomicU64::new(0);
 
-/// After each instruction: lets another thread collect while this one is stopped here, in the
-/// handler. What the interrupted code holds is found behind it.
+/// After each instruction: waits in the handler until another thread has collected. The collection
+/// finds the interrupted code's references behind the handler's frame.
 extern "C" fn stepped(_: i32, _: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
     // SAFETY: the kernel's context of this signal.
     let pc = unsafe { (*context).uc_mcontext.gregs[libc::REG_RIP as usize] } as usize;
@@ -83,24 +83,25 @@ extern "C" fn stepped(_: i32, _: *mut libc::siginfo_t, context: *mut libc::ucont
     }
     let number = WANTED.fetch_add(1, SeqCst) + 1;
     while DONE.load(SeqCst) < number {
-        // SAFETY: a system call; the thread that is waited for may need this core.
+        // SAFETY: a system call. The collecting thread may need this core.
         unsafe { libc::sched_yield() };
     }
 }
 
-/// Clears what earlier calls have left on the stack below: no old head may be found there.
+/// Clears the words that earlier calls have left on the stack below: no stale head may be found
+/// there.
 #[inline(never)]
 fn wipe_stack() {
     let mut words = [0usize; 4096];
     std::hint::black_box(&mut words);
 }
 
-/// Cells that are garbage at once, each with an edge and a number.
+/// Allocates cells that are dead at once, each with an edge and a number.
 #[inline(never)]
 fn garbage(mutator: &Mutator, site: gc_core::raw::Site, cells: usize) {
     let mut last = 0;
     for _ in 0..cells {
-        // SAFETY: two words, as the kind says; the last cell is on the stack.
+        // SAFETY: the cell has the kind's two words; the last cell is on the stack.
         unsafe {
             let cell = mutator.alloc_at(site).expect("room").as_ptr() as *mut usize;
             cell.write(last);
@@ -110,8 +111,8 @@ fn garbage(mutator: &Mutator, site: gc_core::raw::Site, cells: usize) {
     }
 }
 
-/// Builds a list with a collection at each instruction, and looks whether all of it is still there
-/// when much else has been allocated.
+/// Builds a list with a collection at each instruction. Then allocates many other cells and checks
+/// that the list is complete.
 fn build_stepping() {
     const CELLS: usize = 40;
     let heap = Heap::builder().reserve(1 << 30).build().expect("a heap");
@@ -125,7 +126,7 @@ fn build_stepping() {
     };
     START.store(build as usize, SeqCst);
     END.store(end as usize, SeqCst);
-    // SAFETY: the handler waits, but for a thread that does not wait for it; it runs on the
+    // SAFETY: the handler waits only for a thread that does not wait for it, and runs on the
     // thread's own stack.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
@@ -134,7 +135,8 @@ fn build_stepping() {
         let installed = libc::sigaction(libc::SIGTRAP, &raw const action, std::ptr::null_mut());
         assert_eq!(installed, 0);
     }
-    /// Says so also when the thread panics, or its fellow would wait for ever.
+    /// Sets the flag also when the thread panics: otherwise the collecting thread would wait for
+    /// ever.
     struct Finished<'a>(&'a AtomicBool);
     impl Drop for Finished<'_> {
         fn drop(&mut self) {
@@ -148,7 +150,7 @@ fn build_stepping() {
             let _finished = Finished(&finished);
             let mutator = heap.attach().expect("attaches");
             for _ in 0..3 {
-                // Runs are then made of freed cells with old edges in them.
+                // Runs then consist of freed cells that hold old edges.
                 garbage(&mutator, site, 20_000);
                 wipe_stack();
                 heap.collect();
@@ -161,8 +163,8 @@ fn build_stepping() {
                 garbage(&mutator, site, 1);
             }
             wipe_stack();
-            // SAFETY: the trap flag on and off; the run has room for the cells, which two words
-            // each fill.
+            // SAFETY: the assembly sets and clears the trap flag. The run has room for the cells of
+            // two words each.
             let head = unsafe {
                 std::arch::asm!("pushfq", "or qword ptr [rsp], 0x100", "popfq");
                 let head = build(run, CELLS);
@@ -176,7 +178,7 @@ fn build_stepping() {
             let mut at = head;
             for i in 1..=CELLS {
                 assert_ne!(at, 0, "the list ends before {i}");
-                // SAFETY: a living cell, or the test fails.
+                // SAFETY: a live cell, or the test fails.
                 let [next, number] = unsafe { (at as *const [usize; 2]).read() };
                 assert_eq!(number, i, "a living cell was handed out again");
                 at = next;
@@ -199,11 +201,10 @@ fn build_stepping() {
     });
     let collections = WANTED.load(SeqCst);
     assert!(collections >= 9 * CELLS as u64, "{collections}");
-    // A later collection may find again what one has freed by mistake, as no thread has
-    // overwritten it yet.
+    // `fewer` compares each collection with those before: a cell that one collection has freed by
+    // mistake may be found alive by a later one, if no thread has overwritten it.
     assert!(!fewer, "a collection has freed a part of the list");
-    // The list, and what little the stack may still show of the time before: no chain of long dead
-    // cells.
+    // The list and a few stale words of the stack, but no chain of cells that died long ago.
     assert!(most_live < 3 * CELLS as u64, "{most_live} cells alive");
 }
 

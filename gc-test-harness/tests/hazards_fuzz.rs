@@ -1,7 +1,8 @@
-//! The fuzzer finds each fault that is planted in the scanner or the heap, and reports none
+//! The fuzzer finds each fault that is planted in the scanner or the heap, and reports no fault
 //! otherwise.
 //!
-//! Also replays the fuzzing engine's corpora on a stable compiler.
+//! The file also replays the fuzzing engine's corpora. The engine needs a nightly compiler, the
+//! replay does not.
 
 #[path = "../../gc-preempt/tests/common/mod.rs"]
 mod common;
@@ -21,9 +22,9 @@ fn fuzz(fault: &str, inject: &str, seconds: &str) -> Output {
         .expect("gclab starts")
 }
 
-/// Fuzzes with the fault planted until it is found, which is long before the time is over: as a
-/// wrong answer, or by an assertion of the collector's, which ends the process. Either way the seed
-/// that repeats it is said.
+/// Fuzzes with a planted fault until the fault is found, which takes much less than the limit. It
+/// is found as a wrong answer, or by an assertion of the collector, which ends the process. In both
+/// cases the output must name the seed that repeats it.
 fn finds(fault: &str) {
     let output = fuzz(fault, "0", "60");
     let said = String::from_utf8_lossy(&output.stderr);
@@ -163,7 +164,7 @@ fn values_of_keys_that_are_found_alive_late_are_found_to_be_lost() {
     finds("no-wake");
 }
 
-/// Runs each file of a target's corpus. How many there are.
+/// Runs each file of a target's corpus. Returns the number of files.
 fn replay_by(target: &str, run: fn(&[u8])) -> usize {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
     let files = std::fs::read_dir(corpus.join(target)).expect("the corpus is committed");
@@ -211,7 +212,7 @@ fn the_corpus_of_maps_finds_tables_beyond_their_input() {
     });
 }
 
-/// Reads which faults are planted, as any world does.
+/// Makes a world, which reads the planted faults.
 fn world() -> gc_preempt::World {
     gc_preempt::World::new(gc_preempt::Config::default()).expect("threads can be stopped")
 }

@@ -1,4 +1,4 @@
-//! Every test that HAZARDS.md lists exists, and the code plants every fault that it lists.
+//! Every test in HAZARDS.md exists, and the code can plant every fault in HAZARDS.md.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -51,7 +51,7 @@ fn every_hazard_is_listed_and_every_listed_test_and_fault_exists() {
             if let Some((file, name)) = word.split_once("::") {
                 let crates = ["gc-preempt", "gc-core", "gc-test-harness"];
                 let files = crates.map(|c| root.join(c).join("tests").join(format!("{file}.rs")));
-                // Two crates may have tests in files of one name.
+                // Two crates may have test files of the same name.
                 let files: Vec<_> = files.iter().filter(|file| file.exists()).collect();
                 assert!(!files.is_empty(), "{number}: no file for {word}");
                 let wanted = match name.strip_suffix('*') {
@@ -73,7 +73,8 @@ fn every_hazard_is_listed_and_every_listed_test_and_fault_exists() {
             .step_by(2)
             .flat_map(|f| f.split(','))
         {
-            // A variant of a crate's enum of faults that nothing asks for does not compile.
+            // The compiler rejects an unused variant of a crate's enum of faults, so a listed
+            // variant is planted.
             let listed = format!(" = \"{fault}\",");
             let planted = format!("planted(\"{fault}\")");
             assert!(
@@ -86,7 +87,7 @@ fn every_hazard_is_listed_and_every_listed_test_and_fault_exists() {
     assert!(listed.is_superset(&first));
 }
 
-/// The names in a text that begin with `URGE_` and stand between two such characters.
+/// The names in a text that begin with `URGE_` and have `quote` on both sides.
 fn variables(text: &str, quote: char) -> Vec<String> {
     let names = text.split(quote).filter(|word| {
         let is_name = |c: char| c.is_ascii_uppercase() || c == '_';

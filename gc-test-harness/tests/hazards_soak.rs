@@ -1,7 +1,7 @@
-//! Many stops on end: every register, vectors and masks included, the stack and the red zone hold
-//! their values (H13).
+//! Many successive stops change no register (vector and mask registers included), no word of the
+//! stack and no word of the red zone (H13).
 //!
-//! `URGE_SOAK_STOPS=1000000` is the long form, some minutes; by default it is short.
+//! The default is a short run. `URGE_SOAK_STOPS=1000000` is a run of some minutes.
 
 #[path = "../../gc-preempt/tests/common/mod.rs"]
 mod common;
@@ -19,8 +19,8 @@ fn stops() -> u32 {
     stops.map_or(3_000, |n| n.parse().expect("URGE_SOAK_STOPS is a number"))
 }
 
-/// Stops a thread that holds arbitrary words everywhere, again and again, and compares what it
-/// holds in the end.
+/// Stops a thread that holds arbitrary words in all these places, again and again, and compares the
+/// words at the end.
 fn soak(how: Hold, inject: bool) {
     let config = Config {
         inject,
@@ -34,7 +34,8 @@ fn soak(how: Hold, inject: bool) {
         while signalled < stops() {
             let stopped = world.stop().expect("no mutator");
             signalled += stopped.resume().signalled;
-            // One that has not even left the park is not stopped anew.
+            // A thread that has not left its park is not stopped again by a signal, so it gets time
+            // to leave.
             std::thread::sleep(Duration::from_micros(10));
         }
     });

@@ -1,5 +1,5 @@
-//! Whole collections while threads are in the system's code: inside malloc, the loader, stdout's
-//! lock, the vDSO and libc's assembly, or in code of no known module.
+//! Collections while threads are in code of the system: inside malloc, in the loader, with stdout's
+//! lock, in the vDSO, in libc's assembly, or in code of no known module.
 
 #[path = "../../gc-preempt/tests/common/mod.rs"]
 mod common;
@@ -26,7 +26,7 @@ fn heap() -> (Heap, KindId) {
 }
 
 fn node(mutator: &Mutator, kind: KindId, next: usize, value: u64) -> usize {
-    // SAFETY: two words, as the kind says; the caller keeps the cell on its stack.
+    // SAFETY: the cell has the kind's two words; the caller keeps it on its stack.
     unsafe {
         let cell = mutator.alloc_raw(kind, 16).expect("room").as_ptr();
         cell.cast::<usize>().write(next);
@@ -35,8 +35,8 @@ fn node(mutator: &Mutator, kind: KindId, next: usize, value: u64) -> usize {
     }
 }
 
-/// Collects 50 times, each time with the thread stopped inside the function that `hold` is given,
-/// which it calls with some lock held.
+/// Collects 50 times. Each time, the thread is stopped inside the function that `hold` gets, which
+/// `hold` calls while it holds some lock.
 fn collect_while_held(hold: impl Fn(&dyn Fn()) + Sync) {
     let (heap, _) = heap();
     let (held, done) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -46,7 +46,7 @@ fn collect_while_held(hold: impl Fn(&dyn Fn()) + Sync) {
             while !done.load(SeqCst) {
                 hold(&|| {
                     held.store(true, SeqCst);
-                    // The collecting thread takes the flag back.
+                    // The collecting thread clears the flag.
                     while held.load(SeqCst) {
                         std::hint::spin_loop();
                     }
@@ -64,8 +64,8 @@ fn collect_while_held(hold: impl Fn(&dyn Fn()) + Sync) {
     });
 }
 
-/// Has a mutator do `work` over and over while the heap is collected again and again; a list that
-/// it holds all the time stays whole.
+/// A mutator repeats `work` during `collections` collections. A list that it holds all the time
+/// must stay complete.
 fn collect_during(work: fn(), collections: u32) {
     const LENGTH: u64 = 20;
     let (heap, kind) = heap();
@@ -76,12 +76,12 @@ fn collect_during(work: fn(), collections: u32) {
             let list = (0..LENGTH).fold(0, |next, i| node(&mutator, kind, next, i));
             while !done.load(SeqCst) {
                 work();
-                node(&mutator, kind, 0, u64::MAX); // freed, and handed out again
+                node(&mutator, kind, 0, u64::MAX); // dead at once: its memory is allocated again
                 rounds.fetch_add(1, SeqCst);
             }
             let mut at = black_box(list);
             for i in (0..LENGTH).rev() {
-                // SAFETY: a living node, or the test fails.
+                // SAFETY: a live node, or the test fails.
                 let (next, value) = unsafe { (at as *const (usize, u64)).read() };
                 assert_eq!(value, i, "a living cell was handed out again");
                 at = next;
@@ -123,12 +123,12 @@ fn h11_a_collection_completes_while_a_thread_is_stopped_inside_the_loader() {
             _: usize,
             held: *mut libc::c_void,
         ) -> i32 {
-            // SAFETY: the caller below passes its own reference.
+            // SAFETY: the caller below passes a reference to its own variable.
             unsafe { (*held.cast::<&dyn Fn()>())() };
             1 // no further module
         }
         collect_while_held(|mut held| {
-            // SAFETY: the callback keeps the convention, and its data outlives the call.
+            // SAFETY: the callback has the right signature, and its data outlives the call.
             unsafe { libc::dl_iterate_phdr(Some(module), (&raw mut held).cast()) };
         });
     });
@@ -146,7 +146,8 @@ fn h11_a_collection_completes_while_a_stopped_thread_holds_stdout() {
     });
 }
 
-/// Signals out of nowhere, at threads that no world knows, that come and go, and that are gone.
+/// Sends signals that no stop requested to threads that never attached, to threads that attach and
+/// detach, and to threads that have ended.
 #[test]
 fn h6_a_signal_at_a_thread_without_record_changes_nothing() {
     let name = "h6_a_signal_at_a_thread_without_record_changes_nothing";
@@ -159,11 +160,11 @@ fn h6_a_signal_at_a_thread_without_record_changes_nothing() {
         // SAFETY: a system call without arguments.
         let own_tid = || unsafe { libc::gettid() };
         std::thread::scope(|s| {
-            // Never attached.
+            // A thread that never attaches.
             s.spawn(|| {
                 tids[0].store(own_tid(), SeqCst);
                 while !done.load(SeqCst) {
-                    // SAFETY: errno's address is valid; the call fails, and so sets it.
+                    // SAFETY: errno's address is valid. The call fails and sets it.
                     unsafe {
                         libc::close(-1);
                         let before = *libc::__errno_location();
@@ -176,7 +177,7 @@ fn h6_a_signal_at_a_thread_without_record_changes_nothing() {
                     rounds[0].fetch_add(1, SeqCst);
                 }
             });
-            // Attaching and detaching all the time.
+            // A thread that attaches and detaches all the time.
             s.spawn(|| {
                 tids[1].store(own_tid(), SeqCst);
                 while !done.load(SeqCst) {
@@ -186,7 +187,7 @@ fn h6_a_signal_at_a_thread_without_record_changes_nothing() {
                     rounds[1].fetch_add(1, SeqCst);
                 }
             });
-            // Threads that end, attached or not; their numbers are signalled after their ends.
+            // Threads that end, attached or not. Their numbers get signals after they have ended.
             s.spawn(|| {
                 while !done.load(SeqCst) {
                     let attached = rounds[2].fetch_add(1, SeqCst) % 2 == 0;
@@ -194,7 +195,7 @@ fn h6_a_signal_at_a_thread_without_record_changes_nothing() {
                     let tid = s
                         .spawn(move || {
                             if attached {
-                                // Leaked: it detaches at the thread's end.
+                                // Leaked: the thread detaches at its end.
                                 std::mem::forget(heap.attach().expect("attaches"));
                             }
                             own_tid()
@@ -207,7 +208,7 @@ fn h6_a_signal_at_a_thread_without_record_changes_nothing() {
                 for i in 0..strays {
                     let tid = tids[i as usize % 3].load(SeqCst);
                     if tid != 0 {
-                        // SAFETY: a signal to a thread of this process, or to none.
+                        // SAFETY: the call sends a signal to a thread of this process, or fails.
                         unsafe {
                             libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, libc::SIGURG)
                         };
@@ -238,7 +239,7 @@ fn h6_a_signal_at_a_thread_without_record_changes_nothing() {
     });
 }
 
-/// Cranelift's frames with a heap.
+/// Compiled code with frames of Cranelift, registered with a heap.
 struct Managed {
     frames: Frames,
     _guards: Vec<CodeGuard>,
@@ -258,7 +259,7 @@ impl Managed {
     }
 }
 
-/// What a managed frame's callbacks are given.
+/// The data of the callbacks of managed frames.
 struct Shared<'a> {
     mutator: &'a Mutator,
     kind: KindId,
@@ -283,9 +284,9 @@ unsafe extern "C" fn bottom(data: *mut c_void) {
     }
 }
 
-/// Has native code do `work` under managed frames that hold the only references to their nodes. The
-/// frames are scanned by their maps, and nothing of theirs is lost, wherever in the work the thread
-/// is stopped.
+/// Native code repeats `work` below managed frames that hold the only references to their nodes.
+/// The frames must be scanned by their maps, and no node may be lost, at whatever instruction of
+/// the work the thread is stopped.
 fn walk_over(work: fn()) {
     const DEPTH: u64 = 30;
     const COLLECTIONS: u32 = 200;
@@ -305,7 +306,7 @@ fn walk_over(work: fn()) {
             };
             let data = (&raw const shared).cast_mut().cast();
             let outermost = node(&mutator, kind, 0, (DEPTH + 1) * 3);
-            // SAFETY: the callbacks take what `data` points to; the node is a living cell.
+            // SAFETY: the callbacks take the type that `data` points to; the node is a live cell.
             let sum =
                 unsafe { (managed.frames.deep)(DEPTH, fresh, bottom, data, 1, 2, outermost, 3) };
             let oracle = deep_oracle(DEPTH, 1, 2, 3, |depth| depth * 3);
@@ -321,8 +322,8 @@ fn walk_over(work: fn()) {
         }
         done.store(true, SeqCst);
     });
-    // Nearly always: some of libc's assembly has no unwind tables, and the first collections may
-    // find the recursion at its beginning.
+    // Not in every collection: some of libc's assembly has no unwind tables, and the first
+    // collections may find the recursion at its beginning.
     assert!(exact * 10 > COLLECTIONS * 8, "{exact} of {COLLECTIONS}");
 }
 

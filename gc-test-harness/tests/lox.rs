@@ -1,7 +1,7 @@
-//! Lox behaves as the book's clox: what programs print, how they fail, and that no collection or
-//! stop changes it.
+//! Lox programs behave as in clox: the same output, the same errors, and no collection or stop
+//! changes them.
 //!
-//! The expected texts beside the programs were made by the book's C implementation.
+//! The expected texts beside the programs are the output of clox.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ fn beside(program: &Path, extension: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Everything compiled, everything interpreted, as it comes.
+/// The default thresholds, all code compiled, and all code interpreted.
 fn all_tiers() -> [RunConfig; 3] {
     let compiled = RunConfig {
         hot: JitConfig::after(0),
@@ -65,7 +65,7 @@ fn run(source: &str) -> (String, String, u8) {
 fn programs_print_what_clox_prints() {
     for folder in [".", "bench"] {
         for program in programs(folder) {
-            // The interpreter alone would take its time over the benches in a debug build.
+            // The benches are not interpreted throughout: this takes long in a debug build.
             for config in all_tiers()
                 .into_iter()
                 .take(if folder == "bench" { 2 } else { 3 })
@@ -142,7 +142,7 @@ fn limits_are_the_book_s_at_their_very_edge() {
         );
     };
 
-    // A function's 256 constants: numbers, strings, names, and the function inside.
+    // A function has at most 256 constants: numbers, strings, names, and inner functions.
     let constants = |count| {
         format!(
             "fun f() {{ {} }} f(); print \"good\";",
@@ -155,7 +155,7 @@ fn limits_are_the_book_s_at_their_very_edge() {
         "[line 1] Error at '256': Too many constants in one chunk.\n",
     );
 
-    // 256 slots: the callee and 255 variables.
+    // A function has at most 256 slots: the callee and 255 variables.
     let locals = |count| {
         format!(
             "fun f() {{ {} }} f(); print \"good\";",
@@ -193,13 +193,14 @@ fn limits_are_the_book_s_at_their_very_edge() {
         "[line 1] Error at 'true': Can't have more than 255 arguments.\n",
     );
 
-    // 256 captured variables, of two functions since one has not that many.
+    // A function captures at most 256 variables. They are of two functions, since one function has
+    // fewer.
     let upvalues = |count: usize| {
         let outer = list(128, &|n| format!("var a{n} = {n};"), " ");
         let middle = list(count - 128, &|n| format!("var b{n};"), " ");
         let used =
             list(128, &|n| format!("a{n};"), " ") + &list(count - 128, &|n| format!("b{n};"), " ");
-        // Each `var a = n` takes a constant; 128 of them and the functions are within the limit.
+        // Each `var a = n` takes a constant. 128 of them and the functions are within the limit.
         format!(
             "fun f() {{ {outer} fun g() {{ {middle} fun h() {{ {used} print \"good\"; }} h(); }} g(); }} f();"
         )
@@ -210,7 +211,7 @@ fn limits_are_the_book_s_at_their_very_edge() {
         "[line 1] Error at 'b128': Too many closure variables in function.\n",
     );
 
-    // `nil;` is two bytes in the book. A `while` adds 4 for the exit and 3 for the jump back.
+    // `nil;` is two bytes in clox. A `while` adds 4 bytes for the exit and 3 for the jump back.
     let loops = |body: usize, more: &str| {
         format!(
             "while (false) {{ {more}{} }}\nprint \"good\";",
@@ -222,7 +223,7 @@ fn limits_are_the_book_s_at_their_very_edge() {
         loops(32_764, ""),
         "[line 1] Error at '}': Loop body too large.\n",
     );
-    // An `if` adds 1 for the pop and 3 for the jump over an `else` that need not be there.
+    // An `if` adds 1 byte for the pop and 3 for the jump over the `else`, with or without one.
     let branches = |body: usize, more: &str| {
         format!(
             "if (false) {{ {more}{} }}\nprint \"good\";",
@@ -259,8 +260,7 @@ fn nesting_too_deep_for_the_compiler_is_an_error_and_no_crash() {
     let deep = 4_000;
     let (stdout, ..) = run(&format!("print {}1{};", "(".repeat(deep), ")".repeat(deep)));
     assert_eq!(stdout, "1\n");
-    // Operands that wait for their operator take slots of the value stack, far more than locals
-    // may.
+    // Pending operands take slots of the value stack, many more than the limit of locals.
     let (stdout, stderr, _) = run(&format!(
         "print {}nil{};",
         "nil == (".repeat(deep),
@@ -307,7 +307,7 @@ fn a_full_heap_is_a_runtime_error() {
 
 #[test]
 fn garbage_of_any_kind_fits_a_small_heap() {
-    // Each round makes and drops about 4 MiB of one kind of cell; the heap has room for 16.
+    // Each loop makes and drops about 4 MiB of one kind of cell. The heap has room for 16 MiB.
     let source = "
         class A { init() { this.a = 1; } m() {} }
         fun f() { var x; fun g() { return x; } return g; }
@@ -403,9 +403,9 @@ fn gclab(arguments: &[&str], program: &Path, inject: bool) -> (String, String, O
     )
 }
 
-/// Runs every program in every tier, with and without injection, on one thread and on four, under
-/// each of the stresses. What went wrong, and how many collections and stops of the storm there
-/// were.
+/// Runs every program in every tier, with and without injected calls, on one thread and on four,
+/// under each of the stresses. Returns a description of each failure, the number of collections,
+/// and the number of stops by the storm.
 fn under_stress(stresses: &[&[&str]]) -> (String, u64, u64) {
     let mut wrong = String::new();
     let (mut collections, mut stops) = (0, 0);
@@ -419,7 +419,8 @@ fn under_stress(stresses: &[&[&str]]) -> (String, u64, u64) {
                         let arguments =
                             [tier, stress, &["--json", "--threads", &threads_text]].concat();
                         let (stdout, stderr, code) = gclab(&arguments, &program, inject);
-                        // One line, the figures; a message before it would be in the way.
+                        // stderr must be one line, the figures. A message before it makes it
+                        // invalid JSON.
                         let figures: serde_json::Value =
                             serde_json::from_str(&stderr).unwrap_or_default();
                         collections += figures["collections"].as_u64().unwrap_or(0);
@@ -446,7 +447,7 @@ fn under_stress(stresses: &[&[&str]]) -> (String, u64, u64) {
 fn no_collection_and_no_stop_changes_what_a_program_prints() {
     let (wrong, _, stops) = under_stress(&[&["--gc-every", "1"], &["--storm", "50"]]);
     assert_eq!(wrong, "");
-    // Most programs end within a millisecond or two; together they must have been stopped often.
+    // Most programs end within a millisecond or two, so only the sum of stops is checked.
     assert!(
         stops > 500,
         "the storm stopped the world only {stops} times"
@@ -461,7 +462,7 @@ fn no_marking_beside_it_changes_what_a_program_prints() {
         &["--continuous", "--storm", "50"],
     ]);
     assert_eq!(wrong, "");
-    // A program of a millisecond meets one or two cycles of its own accord.
+    // A program of a millisecond runs beside only one or two cycles without stress.
     assert!(collections > 2000, "only {collections} collections");
 }
 
@@ -472,7 +473,7 @@ fn no_collection_changes_what_a_program_prints_where_the_world_is_stopped_for_it
     assert!(collections > 2000, "only {collections} collections");
 }
 
-/// A list that is turned round all the time: of each node the only path moves from the heap to a
+/// A list that is reversed all the time: the only path to each node moves from the heap to a
 /// variable and back, behind the marker. Without the barrier, nodes are lost.
 #[test]
 fn the_barrier_keeps_what_a_program_unlinks_while_it_is_marked() {
@@ -571,9 +572,10 @@ fn wrong_use_is_told() {
     }
 }
 
-/// H34: the interpreter's top of stack is in a register; the collector must scan the whole frame,
-/// not up to some copy of the top in memory. With the fault planted, it sees the stack as it was
-/// when the frame was entered. The loop is long enough for freed cells to be used again.
+/// H34: the interpreter's top of stack is in a register. The collector must scan all slots of the
+/// activation, not the slots up to a copy of the top in memory. With the planted fault, it scans
+/// the slots that were in use at the activation's entry. The loop is long enough for freed cells to
+/// be allocated again.
 #[test]
 fn operands_above_a_stale_stack_top_would_be_lost() {
     let source = "class Cell { init(value) { this.value = value; } }

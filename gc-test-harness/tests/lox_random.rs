@@ -1,6 +1,6 @@
-//! Random Lox programs say the same in both tiers, whatever the collector does meanwhile.
+//! Random Lox programs give the same output in both tiers, with any collections beside them.
 //!
-//! These are the first programs of `gclab fuzz --lox` (`lox::fuzz` describes them).
+//! These are the first programs of `gclab fuzz --lox`, which `lox::fuzz` describes.
 
 use std::process::Command;
 
@@ -23,11 +23,11 @@ fn all_tiers_agree_on_random_programs() {
             panic!("{found}");
         }
     }
-    // Programs that all failed at once would show nothing.
+    // If all programs failed at their beginning, the test would prove nothing.
     assert!(counts.good * 2 > counts.programs, "{counts:?}");
 }
 
-/// The search, with a fault planted: its exit code and what it says.
+/// A search with a planted fault: its exit code and its output.
 fn search(fault: &str, seed: u64) -> (Option<i32>, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_gclab"))
         .args(["fuzz", "--lox", "--seconds", "60", "--seed"])
@@ -39,8 +39,8 @@ fn search(fault: &str, seed: u64) -> (Option<i32>, String) {
     (output.status.code(), said)
 }
 
-/// The seed is one that is near a program which shows the fault; any other is within a minute of
-/// one.
+/// A program that shows the fault follows soon after this seed. From any other seed, the search
+/// takes at most a minute to find one.
 #[test]
 fn h82_the_search_finds_the_captured_copy_and_shortens_it() {
     let (code, said) = search("captured-unused,dead-operands-nil", 10_000);

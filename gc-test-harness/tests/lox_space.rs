@@ -1,9 +1,9 @@
-//! Loops over lists and streams run in constant space, in every tier and whenever their code is
-//! compiled.
+//! Loops over lists and streams run in constant space, in every tier and at every compilation
+//! threshold.
 //!
-//! Each shape walks along a list that it makes as it goes, so that only its last nodes are alive,
-//! and holds the first node in one more place that is dead by then. A collection at every 5,000th
-//! allocation counts what lives: a handful of cells, or the whole list.
+//! Each program (a *shape*) walks along a list while it makes the list, so only the last nodes are
+//! alive. One more place, which is dead by then, holds the first node. A collection at every
+//! 5,000th allocation counts the live cells: a few, or the whole list.
 
 use std::process::Command;
 
@@ -15,10 +15,10 @@ use gc_test_harness::lox::run::{RunConfig, run_source};
 #[global_allocator]
 static STRICT: StrictAllocator = StrictAllocator;
 
-/// What every shape begins with.
+/// The beginning of every shape.
 const NODE: &str = "class N { init(v, next) { this.v = v; this.next = next; } }\n";
 
-/// Name and program. `LOOP` stands for the loop that walks from the node in `s`.
+/// The shapes: name and program. `LOOP` stands for the loop that walks from the node in `s`.
 const SHAPES: [(&str, &str); 18] = [
     (
         "an argument",
@@ -127,8 +127,8 @@ const SHAPES: [(&str, &str); 18] = [
         print drop(Stream(0), 30000);",
     ),
     (
-        // The closure is the first cell of its span, and the span of the first nodes lies before
-        // that.
+        // The closure is the first cell of its span, and the span of the first nodes is before that
+        // span.
         "a closure that walks a stream",
         "class Stream {
             init(v) { this.v = v; this.rest = nil; }
@@ -171,11 +171,11 @@ const SHAPES: [(&str, &str); 18] = [
 
 const LOOP: &str = "while (n > 0) { var t = N(s.v + 1, nil); s.next = t; s = t; n = n - 1; }";
 
-/// What a node takes, and most other cells.
+/// The bytes of a node, and of most other cells.
 const NODE_BYTES: u64 = 32;
 
-/// More cells than any shape needs: classes, closures, strings, and the nodes at hand. The lists
-/// have 30,000.
+/// More cells than any shape needs for classes, closures, strings and live nodes. A list has 30,000
+/// nodes.
 const LIVE_MAX: u64 = 1_000;
 
 fn tiers() -> Vec<(String, RunConfig)> {
@@ -233,12 +233,12 @@ fn every_shape_runs_in_constant_space_in_every_tier() {
     assert_eq!(wrong, "", "lists are kept");
 }
 
-/// Collections that are asked for meet the program where it allocates; those that run all the time,
-/// beside the loops, meet it anywhere.
+/// Requested collections stop the program where it allocates. The collections of this test run
+/// beside the loops and stop it at any instruction.
 ///
-/// A word of a frame that names a dead node when the world is stopped keeps a list for that one
-/// cycle, as it does in any conservative collector. So the last cycle of one run proves nothing;
-/// the last cycles of several runs do.
+/// If a frame's word names a dead node at the stop, it keeps a list for one cycle, as in any
+/// conservative collector. So the last cycle of one run proves nothing, but the last cycles of
+/// several runs do.
 #[test]
 fn every_shape_runs_in_constant_space_beside_collections_in_every_tier() {
     const RUNS: usize = 4;
@@ -252,7 +252,8 @@ fn every_shape_runs_in_constant_space_beside_collections_in_every_tier() {
                 continuous: true,
                 ..config
             };
-            // What the last cycle has found: all that is new is kept by it unseen.
+            // The bytes that the last cycle found alive, without the cells that were allocated
+            // black.
             let found = || {
                 let outcome = run_source(source.as_bytes(), &config);
                 assert_eq!(outcome.exit_code, 0, "{name}, {tier}");
@@ -269,7 +270,7 @@ fn every_shape_runs_in_constant_space_beside_collections_in_every_tier() {
     assert_eq!(wrong, "", "lists are kept");
 }
 
-/// Runs the first test with a cure taken out, and demands that this shape shows it.
+/// Runs the first test with a planted fault, and demands that this shape fails.
 fn shows(fault: &str, shape: &str) {
     shows_in(
         "every_shape_runs_in_constant_space_in_every_tier",
@@ -341,13 +342,13 @@ fn what_keeps_lists_is_noticed_beside_collections_too() {
     );
 }
 
-/// What is left in a vector register by the function that clears them.
+/// `clear::dead_stack` clears a vector register.
 #[test]
 fn vector_registers_are_cleared_with_the_dead_stack() {
     clear::find_vectors();
     let mut left = [u64::MAX; 2];
-    // SAFETY: the function has no arguments; all that a call may change is named, and the inputs
-    // are in none of it.
+    // SAFETY: the function has no arguments. The clobber list names all registers that a call may
+    // change, and the inputs are in none of these.
     unsafe {
         std::arch::asm!(
             "movq xmm15, r12",

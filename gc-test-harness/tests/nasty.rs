@@ -1,10 +1,10 @@
-//! The loops that no cooperative runtime can stop: a tight loop, the empty loop, a massive base64
-//! decode beside a thread that must not wait, and a naive spinlock whose holder was stopped.
+//! Stops in loops that no cooperative runtime can stop: a tight loop, the empty loop, a long base64
+//! decode beside a thread that must not wait, and a naive spinlock whose holder is stopped.
 //!
-//! Each runs in a child process of its own, one at a time. The child stops the world many times in
-//! alternation with the signal floor, and demands of each stop at most 100 times the floor's
-//! longest in the same run: a bound that a stop which does not hang keeps on any machine, however
-//! slow or busy. Without signals, which are the cure here, the same children must hang.
+//! Each case runs in a child process of its own, one at a time. The child stops the world many
+//! times in alternation with the signal floor. No stop may take more than 100 times the longest
+//! stop of the floor in the same run. A stop that does not hang keeps this bound on any machine,
+//! however slow or busy. Without signals, the same children must hang.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
@@ -21,39 +21,40 @@ use gc_test_harness::lab::baselines::signal::{Floor, Member, Wait};
 #[global_allocator]
 static STRICT: StrictAllocator = StrictAllocator;
 
-/// Names the case that a child is to run.
+/// The variable with the case that a child runs.
 const CHILD: &str = "URGE_NASTY_CHILD";
-/// What a cooperative child exits with once it has waited in vain.
+/// The exit code of a cooperative child whose stop did not happen.
 const HUNG: i32 = 42;
-/// Blocks of floor and of stops, in alternation.
+/// Number of blocks of the floor and of stops, in alternation.
 const BLOCKS: usize = 5;
-/// Rounds of each.
+/// Rounds of each block.
 const ROUNDS: u32 = 60;
-/// How much longer than the floor's longest a stop may take.
+/// The longest stop that is allowed, in multiples of the floor's longest.
 const BOUND: u32 = 100;
-/// A child that is not done by then hangs.
+/// The time after which a child counts as hung.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How long a cooperative child waits for a stop that cannot come.
+/// The time that a cooperative child waits for a stop.
 const IN_VAIN: Duration = Duration::from_millis(500);
 
-/// How a child stops its threads.
+/// The way in which a child stops its threads.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Means {
-    /// In the signal's handler.
+    /// Threads park in the signal handler.
     Parked,
-    /// In a call that the handler injects.
+    /// Threads park in an injected call.
     Injected,
-    /// Not by signals: the cure is taken out.
+    /// No signals are sent: the planted fault.
     Cooperative,
 }
 
-/// Runs one case in children, with either way to stop, or the case itself if this is such a child.
+/// Runs one case in a child for each way to stop by signals, or the case itself if this process is
+/// such a child.
 fn stops(case: &str, body: fn(&Lab)) {
     in_child(case, Means::Parked, body);
     in_child(case, Means::Injected, body);
 }
 
-/// Runs one case in a child, or the case itself if this is the child.
+/// Runs one case in a child, or the case itself if this process is the child.
 fn in_child(case: &str, means: Means, body: fn(&Lab)) {
     if std::env::var_os(CHILD).is_some_and(|name| name == case) {
         body(&Lab::new());
@@ -95,14 +96,14 @@ fn in_child(case: &str, means: Means, body: fn(&Lab)) {
     assert_eq!(code, Some(expected), "{case}, {means:?}: {signal:?}");
 }
 
-/// What every child has.
+/// The state of a child.
 struct Lab {
     loops: Loops,
     world: World,
     floor: Floor,
     over: AtomicBool,
     working: AtomicUsize,
-    /// Turns of loops that have an end.
+    /// Iterations of loops that end.
     turns: AtomicU64,
     cooperative: bool,
     _guards: Vec<CodeGuard>,
@@ -129,7 +130,7 @@ impl Lab {
         }
     }
 
-    /// Makes the calling thread a mutator that the floor stops as well.
+    /// Attaches the calling thread, and enrols it with the floor, which stops it as well.
     fn enter(&self) -> (Mutator, Member<'_>) {
         let mutator = self.world.attach(std::ptr::null_mut()).expect("attaches");
         let member = self.floor.enroll();
@@ -141,7 +142,7 @@ impl Lab {
         self.over.load(Ordering::SeqCst)
     }
 
-    /// Waits until so many threads are about to enter their loops, and a little more.
+    /// Waits until `threads` threads are about to enter their loops, and then 20 ms more.
     fn wait_for(&self, threads: usize) {
         while self.working.load(Ordering::SeqCst) < threads {
             std::thread::sleep(Duration::from_millis(1));
@@ -149,8 +150,8 @@ impl Lab {
         std::thread::sleep(Duration::from_millis(20));
     }
 
-    /// Stops the world over and over, in alternation with the floor, and looks at it each time.
-    /// Gives the longest stop and the bound; a cooperative child ends here.
+    /// Stops the world many times in alternation with the floor, and calls `look` in each stop.
+    /// Returns the longest stop of both. A cooperative child ends here.
     fn stop_over_and_over(&self, threads: usize, mut look: impl FnMut(&Stopped<'_>)) -> Times {
         self.wait_for(threads);
         if self.cooperative {
@@ -189,7 +190,7 @@ impl Lab {
         times
     }
 
-    /// How many of the stopped threads stand in a loop of ours.
+    /// The number of stopped threads that are in one of the loops.
     fn in_loops(&self, stopped: &Stopped<'_>) -> usize {
         let pcs = stopped.mutators().map(|m| m.snapshot().registers.pc);
         pcs.filter(|pc| self.loops.code.iter().any(|c| c.range().contains(pc)))
@@ -197,7 +198,7 @@ impl Lab {
     }
 }
 
-/// Of one case.
+/// The longest stops of one case.
 #[derive(Debug, Default)]
 struct Times {
     longest: Duration,
@@ -240,7 +241,7 @@ fn empty_loop(lab: &Lab) {
         }
         lab.stop_over_and_over(threads, |stopped| in_loops += lab.in_loops(stopped));
         assert!(in_loops > 0, "no stop met a loop");
-        std::process::exit(0); // nothing else ends these threads
+        std::process::exit(0); // these threads do not end by themselves
     });
 }
 
@@ -257,7 +258,7 @@ fn base64(lab: &Lab) {
             let mut decoded = vec![0; bytes.len()];
             while !lab.is_over() {
                 let (from, to) = (text.as_ptr(), decoded.as_mut_ptr());
-                // SAFETY: text, output and table are as long as the kernel asks for.
+                // SAFETY: text, output and table have the lengths that the loop demands.
                 let written = unsafe { (lab.loops.base64)(from, text.len(), to, table.as_ptr()) };
                 assert_eq!(written, bytes.len());
                 assert!(decoded == bytes, "a stop changed what was decoded");
@@ -265,9 +266,8 @@ fn base64(lab: &Lab) {
             }
         });
         scope.spawn(|| {
-            // The thread that must not wait: a moment's work, again and again. It polls, so that
-            // even a cooperative runtime stops it at once; what it waits for then is the other
-            // thread.
+            // The thread that must not wait: it repeats a short piece of work. It polls, so even a
+            // cooperative runtime stops it at once; there it would then wait for the other thread.
             let (mutator, _member) = lab.enter();
             while !lab.is_over() {
                 assert_eq!((lab.loops.count)(1, 100), count_oracle(1, 100));
@@ -280,8 +280,8 @@ fn base64(lab: &Lab) {
             stall = stall.max(stalls.max().unwrap_or_default());
         });
         lab.over.store(true, Ordering::SeqCst);
-        // A thread is held for the stop, its wake and, on a busy machine, its turn: never for the
-        // decoding.
+        // A thread waits for the stop, for its wake and, on a busy machine, for the scheduler, but
+        // not for the decoding.
         let bound = BOUND * times.floor;
         assert!(stall <= bound, "stalled for {stall:?}, bound {bound:?}");
     });
@@ -299,7 +299,7 @@ fn spinlock(lab: &Lab) {
                 let _in = lab.enter();
                 while !lab.is_over() {
                     // SAFETY: both words outlive the scope, and all other accesses are atomic or
-                    // between the rounds.
+                    // happen between the rounds.
                     unsafe { (lab.loops.spinlock)(lock.as_ptr(), counter.as_ptr(), TIMES, 2000) };
                     lab.turns.fetch_add(TIMES, Ordering::SeqCst);
                 }
@@ -316,7 +316,7 @@ fn spinlock(lab: &Lab) {
         "no stop met a thread that held the lock"
     );
     assert!(in_loops > 0, "no stop met a loop");
-    // Every holder went on, and no other thread was in there with it.
+    // Every holder continued, and no other thread held the lock at the same time.
     assert_eq!(counter.into_inner(), lab.turns.load(Ordering::SeqCst));
 }
 

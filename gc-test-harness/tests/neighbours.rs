@@ -1,14 +1,14 @@
-//! Other runtimes in the process: Go's, which preempts its own loops by SIGURG, and a Java
-//! machine's.
+//! Other runtimes in the same process: Go's, which preempts its own loops by SIGURG, and a Java
+//! virtual machine.
 //!
-//! Each of the three starts in each order. Then a world is stopped many times, while threads of
-//! Urge hold arbitrary words in all registers (XMM, YMM and ZMM among them), threads of Go and Java
-//! compute sums that they know, and one thread of Urge calls into both. Every answer must be right,
-//! and every stop end.
+//! The three runtimes start in each order. Then a world is stopped many times. Meanwhile mutators
+//! hold arbitrary words in all registers (XMM, YMM and ZMM included), threads of Go and Java
+//! compute sums with known results, and one mutator calls into both. Every result must be right,
+//! and every stop must end.
 //!
-//! Go comes from `$URGE_GO` or the path, Java from `$JAVA_HOME` or the path. The test names a
-//! runtime that is missing, and leaves it out. `URGE_SOAK_STOPS=20000` is the long form, so many
-//! stops an order.
+//! Go is found by `$URGE_GO` or the path, Java by `$JAVA_HOME` or the path. The test prints the
+//! name of a missing runtime and runs without it. `URGE_SOAK_STOPS=20000` sets the number of stops
+//! in each order.
 
 #[path = "../../gc-preempt/tests/common/mod.rs"]
 mod common;
@@ -29,7 +29,7 @@ use jni_sys::{
     jmethodID,
 };
 
-/// The variable that tells a child in which order to start them.
+/// The variable with the order in which a child starts the runtimes.
 const ORDER: &str = "URGE_NEIGHBOURS";
 
 fn stops() -> u32 {
@@ -41,7 +41,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("neighbours")
 }
 
-// ---- what is there ------------------------------------------------------------------------------
+// ---- the runtimes of this machine ---------------------------------------------------------------
 
 fn go() -> String {
     std::env::var("URGE_GO").unwrap_or_else(|_| "go".to_owned())
@@ -58,7 +58,7 @@ fn java_home() -> Option<PathBuf> {
     .filter(|home| home.join("lib/server/libjvm.so").exists())
 }
 
-/// Builds the guests that can be built here; their names.
+/// Builds the guests whose runtimes this machine has. Returns their names.
 fn build() -> Vec<&'static str> {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/neighbours");
     let folder = folder();
@@ -98,19 +98,19 @@ fn build() -> Vec<&'static str> {
 
 fn load(path: &Path) -> *mut c_void {
     let name = CString::new(path.to_str().expect("a path in UTF-8")).expect("no zero byte");
-    // SAFETY: initialisers of libraries that are made to be loaded.
+    // SAFETY: the library is a guest or libjvm, whose initialisers may run in any process.
     let library = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
     assert!(!library.is_null(), "{name:?} is not loaded");
     library
 }
 
 /// # Safety
-/// The library exports the name, as a function of type `F`.
+/// The library must export the name, as a function of type `F`.
 unsafe fn symbol<F: Copy>(library: *mut c_void, name: &CStr) -> F {
     // SAFETY: the library is open.
     let f = unsafe { libc::dlsym(library, name.as_ptr()) };
     assert!(!f.is_null(), "{name:?}");
-    // SAFETY: by the contract.
+    // SAFETY: the caller's promise.
     unsafe { std::mem::transmute_copy(&f) }
 }
 
@@ -144,7 +144,7 @@ struct Java {
     rounds: jmethodID,
 }
 
-// SAFETY: the machine is there for all threads, and the class is a global reference.
+// SAFETY: any thread may use the machine, and the class is a global reference.
 unsafe impl Send for Java {}
 // SAFETY: as above.
 unsafe impl Sync for Java {}
@@ -177,8 +177,8 @@ impl Java {
         };
         let mut machine = std::ptr::null_mut();
         let mut env = std::ptr::null_mut();
-        // SAFETY: libjvm's function, with arguments that live until it returns; then JNI's own
-        // calls, with the names and types of Guest.java.
+        // SAFETY: the function is libjvm's, and its arguments live until it returns. The calls of
+        // JNI have the names and types of Guest.java.
         unsafe {
             let create: Create = symbol(library, c"JNI_CreateJavaVM");
             let made = create(&raw mut machine, &raw mut env, (&raw mut arguments).cast());
@@ -209,7 +209,8 @@ impl Java {
         }
     }
 
-    /// This thread's environment; attaches it to the machine if need be, until it ends.
+    /// This thread's environment. Attaches the thread to the machine if necessary, until the thread
+    /// ends.
     fn env(self) -> *mut JNIEnv {
         let mut env = std::ptr::null_mut();
         // SAFETY: the machine lives as long as the process; the call fills `env`.
@@ -225,7 +226,7 @@ impl Java {
     }
 
     fn compute(self) -> jdouble {
-        // SAFETY: a static method of no arguments.
+        // SAFETY: a static method without arguments.
         unsafe {
             jni!(
                 self.env(),
@@ -258,7 +259,7 @@ impl Java {
 
 // ---- the test -----------------------------------------------------------------------------------
 
-/// Stops a thread that spins, a few times.
+/// Stops a spinning thread a few times.
 fn stop_a_little(world: &World) {
     common::beside(world, spin, || {
         for _ in 0..10 {
@@ -295,7 +296,7 @@ fn check(order: &str) {
     let (over, calls) = (AtomicBool::new(false), AtomicU64::new(0));
     let attach = || world.attach(std::ptr::null_mut()).expect("attaches");
     std::thread::scope(|s| {
-        // A thread of Urge's that is one of both guests' as well.
+        // A mutator that both guests know as a thread of theirs.
         s.spawn(|| {
             let _mutator = attach();
             while !over.load(Ordering::Relaxed) {
@@ -331,7 +332,7 @@ fn check(order: &str) {
         (go.is_none() || after.0 > before.0) && (java.is_none() || after.1 > before.1),
         "the guests stand still: {before:?}, {after:?}"
     );
-    // The guests' threads run on: no destructors while they do.
+    // Ends the process without destructors, since the guests' threads still run.
     // SAFETY: a system call.
     unsafe { libc::_exit(0) };
 }
@@ -358,7 +359,8 @@ fn h87_go_java_and_urge_live_in_one_process_whoever_comes_first() {
         .into(),
     };
     for order in orders {
-        // A minute for the start of all three, and for what the stops take at worst.
+        // A minute for the start of all three runtimes, and the longest time that the stops may
+        // take.
         let at_most = Duration::from_secs(60) + stops() * Duration::from_millis(100);
         let output = run_child_for(name, "", &[(ORDER, &order)], at_most);
         let output = output.unwrap_or_else(|| panic!("{order}: it hung"));

@@ -1,5 +1,5 @@
-//! A dead list that only a stale slot of an outer frame names is freed, where stack maps say which
-//! slots are live.
+//! A dead list that only a stale slot of an outer frame names is freed if stack maps describe the
+//! frame.
 
 use gc_test_harness::kernels::stale::retained;
 
@@ -13,7 +13,7 @@ fn a_stale_slot_of_an_outer_frame_keeps_nothing() {
     assert_eq!(by_maps.precise_frames, 1, "{by_maps:?}");
 }
 
-/// The same program without maps: what the first test demands is the maps' doing.
+/// Without stack maps, the same program keeps the list: the maps are what frees it.
 #[test]
 fn the_same_slot_keeps_all_when_the_stack_is_read_word_by_word() {
     let by_words = retained(NODES, false).expect("a count");

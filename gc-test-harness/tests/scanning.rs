@@ -1,9 +1,9 @@
-//! Each place that can hold the only reference to a cell is scanned, in code of Cranelift's and in
-//! assembly. Each has a rule, and the reference is lost without it.
+//! Each place that can hold the only reference to a cell is scanned, in compiled code of Cranelift
+//! and in assembly. There is a rule for each place, and the reference is lost without it.
 //!
-//! The reference stands in no other place: a thread that never saw it takes it out of a slot that
-//! no collection scans, and the test itself keeps only its complement. Each hazard's test runs in a
-//! child twice: as it is, and with its rule switched off (`URGE_FAULT`), when it has to fail.
+//! No other place holds the reference: a fresh thread takes it from a slot that is not scanned, and
+//! the test keeps only its complement. Each hazard's test runs twice in a child: as it is, and with
+//! its rule taken out (`URGE_FAULT`), when it must fail.
 
 #[path = "../../gc-preempt/tests/common/mod.rs"]
 mod common;
@@ -25,15 +25,15 @@ use gc_test_harness::kernels::hold::{
     hold_stack_argument_range, wait_for_release, while_held,
 };
 
-/// What the code is registered with; it comes back with each exact slot.
+/// The encoding that code is registered with. The walker reports it with each exact slot.
 const ENCODING: u32 = 7;
-/// The complement of a word that looks like nothing else.
+/// The complement of a word that occurs nowhere else.
 const HIDDEN: usize = !0x5eed_0bad_cafe_f00d;
 
-/// What a walk reports, its memory made beforehand: nothing may be allocated while the world is
-/// stopped.
+/// The report of a walk. Its memory is allocated before the stop, because nothing may be allocated
+/// while the world is stopped.
 struct Found {
-    /// The complement of the word that is looked for among conservative words.
+    /// The complement of the wanted conservative word.
     wanted: usize,
     conservative: usize,
     exact: Vec<usize>,
@@ -65,7 +65,7 @@ fn word(at: usize) -> usize {
     unsafe { (at as *const usize).read_volatile() }
 }
 
-/// Stops the world and walks its mutators, of which there is one.
+/// Stops the world and walks its only mutator.
 fn stop_and_walk(world: &World, wanted: usize, slots: usize) -> Found {
     let mut found = Found {
         wanted,
@@ -89,7 +89,7 @@ fn attach(world: &World) -> Mutator {
     world.attach(std::ptr::null_mut()).expect("attaches")
 }
 
-/// Registers assembly that keeps Cranelift's kind of frame as managed code without calls.
+/// Registers assembly, which has frames like Cranelift's, as managed code without calls.
 fn register(world: &World, range: Range<usize>) -> CodeGuard {
     let function = Function {
         address: range.start,
@@ -108,11 +108,11 @@ fn register(world: &World, range: Range<usize>) -> CodeGuard {
         },
         owner: None,
     };
-    // SAFETY: the range is this program's text, and the facts are the assembly's.
+    // SAFETY: the range is in this program's text, and the spec describes the assembly.
     unsafe { world.register_code(spec) }.expect("registers")
 }
 
-/// Cranelift's frames, registered.
+/// Compiled code with frames of Cranelift, registered.
 struct Managed {
     frames: Frames,
     _guards: Vec<CodeGuard>,
@@ -141,7 +141,7 @@ impl Managed {
     }
 }
 
-/// Hides the word by `hide` on a mutator's thread, stops that, and looks for it.
+/// Hides the word by `hide` on a mutator's thread, stops the mutator, and searches for the word.
 fn find(world: &World, name: &str, hide: impl FnOnce(*mut usize) + Send) -> Found {
     let mut slot = !HIDDEN;
     let attached = |run: &mut dyn FnMut()| {
@@ -160,11 +160,10 @@ fn find(world: &World, name: &str, hide: impl FnOnce(*mut usize) + Send) -> Foun
     found
 }
 
-/// Hides the word in each place, in native code and, where the function's frame allows, in managed
-/// code.
+/// Hides the word in each place, in native code and, if the function has a frame, in managed code.
 fn find_in_places(places: &[Place]) {
     for place in places {
-        // SAFETY: the slot that `find` gives is a live word.
+        // SAFETY: the slot that `find` passes is a live word.
         let hide = |slot| unsafe { (place.hold)(slot) };
         let world = new_world();
         find(&world, place.name, hide);
@@ -208,7 +207,7 @@ fn h17_the_red_zone_is_scanned_from_its_first_word_to_its_last() {
     );
 }
 
-/// Below a native callee whose unwind tables are exact, and below a managed one.
+/// The callee is native code with exact unwind tables, and then managed code.
 #[test]
 fn h18_a_stack_passed_argument_is_found_in_its_callers_frame() {
     hazard(
@@ -217,7 +216,8 @@ fn h18_a_stack_passed_argument_is_found_in_its_callers_frame() {
         || {
             let world = new_world();
             let managed = Managed::new(&world);
-            // SAFETY: the slot is a live word, the callee takes what the kernel passes.
+            // SAFETY: the slot is a live word, and the callee takes the arguments that the compiled
+            // code passes.
             let hide = |slot| unsafe {
                 (managed.frames.stack_argument)(slot, hold_stack_argument);
             };
@@ -254,14 +254,14 @@ fn h19_a_callers_register_is_found_where_a_managed_callee_saved_it() {
     );
 }
 
-/// Nodes that frames hold, told by the depth of the frame that made them.
+/// The nodes that frames hold, by the depth of the frame that made them.
 struct Nodes {
     by_depth: Vec<[u64; 2]>,
     bottom: Box<dyn FnMut()>,
 }
 
 impl Nodes {
-    /// `depth + 2` nodes: one a frame, and one for the outermost frame's argument.
+    /// `depth + 2` nodes: one for each frame, and one for the outermost frame's argument.
     fn new(depth: u64) -> Nodes {
         Nodes {
             by_depth: (0..depth + 2).map(|d| [0, d * 3]).collect(),
@@ -273,8 +273,8 @@ impl Nodes {
         self.by_depth[depth as usize].as_ptr() as usize
     }
 
-    /// What the map of each of the frames of these depths names: its own node and the one it was
-    /// passed. Complements.
+    /// The complements of the nodes that the maps of the frames of these depths name: each frame's
+    /// own node, and the node that it was passed.
     fn named_by(&self, depths: Range<u64>) -> Vec<usize> {
         let both = depths.flat_map(|d| [!self.address(d), !self.address(d + 1)]);
         let mut both: Vec<usize> = both.collect();
@@ -297,12 +297,12 @@ unsafe extern "C" fn bottom(nodes: *mut c_void) {
     (nodes.bottom)();
 }
 
-/// For the stepping test: the depth of the frame that got its node last, and whether the innermost
+/// For the stepping test: the depth of the last frame that got its node, and whether the innermost
 /// frame was reached.
 static NEWEST: AtomicU64 = AtomicU64::new(u64::MAX);
 static REACHED: AtomicBool = AtomicBool::new(false);
 
-/// Twenty thousand managed frames, each by its map: all references are named, and nothing else is.
+/// Walks 20,000 managed frames by their maps: each reference is reported, and no other word.
 #[test]
 fn a_deep_recursion_is_walked_exactly() {
     const DEPTH: u64 = 20_000;
@@ -315,7 +315,7 @@ fn a_deep_recursion_is_walked_exactly() {
         let mutator = &raw const mutator;
         let world = world.clone();
         nodes.bottom = Box::new(move || {
-            // SAFETY: the mutator is alive below this frame, on this very thread.
+            // SAFETY: the mutator is alive in an outer frame of this thread.
             let mutator = unsafe { &*mutator };
             let mut found = mutator.blocking(|| {
                 std::thread::scope(|s| {
@@ -330,7 +330,7 @@ fn a_deep_recursion_is_walked_exactly() {
         });
         let outermost = nodes.address(DEPTH + 1);
         let data = (&raw mut nodes).cast();
-        // SAFETY: the callbacks take what `data` points to.
+        // SAFETY: the callbacks take the type that `data` points to.
         let sum = unsafe { (managed.frames.deep)(DEPTH, fresh, bottom, data, 1, 2, outermost, 3) };
         assert_eq!(sum, deep_oracle(DEPTH, 1, 2, 3, |depth| depth * 3));
     };
@@ -340,7 +340,7 @@ fn a_deep_recursion_is_walked_exactly() {
     thread.expect("starts").join().expect("walks");
 }
 
-/// What the trap handler needs at each instruction, and what it counts.
+/// The trap handler's inputs and its count of instructions.
 struct Stepping<'a> {
     world: &'a World,
     mutator: &'a Mutator,
@@ -352,18 +352,19 @@ struct Stepping<'a> {
 
 static STEPPING: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
 
-/// After each instruction: if it is managed code's, this thread, in the middle of a signal handler,
-/// is stopped and walked. Behind the handler's frame the rule for an innermost frame must hold, at
-/// whatever instruction.
+/// After each instruction of managed code, this thread is stopped and walked inside the trap
+/// handler. Behind the handler's frame, the rule for an innermost frame must hold at every
+/// instruction.
 extern "C" fn trapped(_: i32, _: *mut libc::siginfo_t, ucontext: *mut c_void) {
-    // SAFETY: the kernel's ucontext, of which only a field is read that the kernel writes.
+    // SAFETY: the kernel's ucontext; the field that is read is one that the kernel writes.
     let pc = unsafe {
         (&raw const (*ucontext.cast::<libc::ucontext_t>()).uc_mcontext.gregs
             [libc::REG_RIP as usize])
             .read()
     } as usize;
     let stepping = STEPPING.load(SeqCst).cast::<Stepping<'_>>();
-    // SAFETY: `step` put it there for as long as the trap flag is set.
+    // SAFETY: the pointer is null or was stored by `step`, whose value lives for as long as the
+    // trap flag is set.
     let Some(stepping) = (unsafe { stepping.as_mut() }) else {
         return;
     };
@@ -384,8 +385,8 @@ extern "C" fn trapped(_: i32, _: *mut libc::siginfo_t, ucontext: *mut c_void) {
     stepping.steps += 1;
 }
 
-/// Runs `call` with the trap flag set; gives the number of managed instructions that were looked
-/// at.
+/// Runs `call` with the trap flag set. Returns the number of managed instructions at which the
+/// thread was walked.
 fn step<'a>(
     world: &'a World,
     mutator: &'a Mutator,
@@ -403,7 +404,7 @@ fn step<'a>(
         steps: 0,
     };
     STEPPING.store((&raw mut stepping).cast(), SeqCst);
-    // SAFETY: a handler for the signal that the trap flag raises, and that flag on and off.
+    // SAFETY: installs a handler for the trap flag's signal, then sets and clears the flag.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = trapped as *const () as usize;
@@ -420,8 +421,8 @@ fn step<'a>(
     stepping.steps
 }
 
-/// Prologues and epilogues of Cranelift's, instruction by instruction, beside an oracle that knows
-/// what is live.
+/// Steps through Cranelift's prologues and epilogues, and compares each walk with an oracle of the
+/// live references.
 #[test]
 fn h20_every_instruction_of_a_prologue_and_an_epilogue_is_a_safe_point() {
     hazard(
@@ -460,8 +461,8 @@ fn step_through_saved_registers(world: &World, managed: &Managed, mutator: &Muta
     assert_ne!(saves_registers_oracle(&numbers), 0);
 }
 
-/// Each frame but the innermost is described by its map at every instruction of the frames within
-/// it; what the innermost holds is found somewhere from the moment it has it.
+/// At every instruction, the map of each frame but the innermost describes the frame. The innermost
+/// frame's node is found, exactly or conservatively, from the moment that the frame has it.
 fn step_through_recursion(world: &World, managed: &Managed, mutator: &Mutator) {
     const DEPTH: u64 = 4;
     let mut nodes = Nodes::new(DEPTH);
@@ -469,7 +470,7 @@ fn step_through_recursion(world: &World, managed: &Managed, mutator: &Mutator) {
         .map(|outer| nodes.named_by(DEPTH + 1 - outer..DEPTH + 1))
         .collect();
     let own: Vec<usize> = (0..=DEPTH).map(|d| !nodes.address(d)).collect();
-    // The node that no map may name yet; on the way back its frame may be done with it.
+    // The node that no map may name yet. On the way back, its frame may not need it any more.
     let newest = || match NEWEST.load(SeqCst) {
         u64::MAX => HIDDEN,
         _ if REACHED.load(SeqCst) => HIDDEN,
@@ -490,7 +491,7 @@ fn step_through_recursion(world: &World, managed: &Managed, mutator: &Mutator) {
     let data = (&raw mut nodes).cast();
     let mut sum = 0;
     let steps = step(world, mutator, managed, &newest, &check, || {
-        // SAFETY: the callbacks take what `data` points to.
+        // SAFETY: the callbacks take the type that `data` points to.
         sum = unsafe { (managed.frames.deep)(DEPTH, fresh, bottom, data, 1, 2, outermost, 3) };
     });
     assert_eq!(sum, deep_oracle(DEPTH, 1, 2, 3, |depth| depth * 3));
