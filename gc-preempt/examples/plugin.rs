@@ -1,7 +1,7 @@
-//! A plugin with Urge in it: a shared library that a host loads with `dlopen` and may close again.
+//! A plugin that uses Urge: a shared library that a host loads with `dlopen` and may close again.
 //!
-//! The first [`World`] pins the library: `dlclose` succeeds, and the code stays mapped, since the
-//! SIGURG handler and the end of threads lead into it until the process ends.
+//! The first [`World`] pins the library: `dlclose` succeeds, but the code stays mapped, because the
+//! SIGURG handler and the code at a thread's end are called until the process ends.
 
 use std::sync::Mutex;
 
@@ -14,7 +14,7 @@ fn world() -> World {
     world.clone().expect("plugin_start was called")
 }
 
-/// Makes a world. Zero, or -1 if that failed.
+/// Makes a world. Gives 0, or -1 if that failed.
 #[unsafe(no_mangle)]
 pub extern "C" fn plugin_start() -> i32 {
     match World::new(Config::default()) {
@@ -35,7 +35,7 @@ pub extern "C" fn plugin_end() {
     *WORLD.lock().expect("no caller panics") = None;
 }
 
-/// Attaches the calling thread. Null if that failed.
+/// Attaches the calling thread. Gives null if that failed.
 #[unsafe(no_mangle)]
 pub extern "C" fn plugin_attach() -> *mut Mutator {
     let mutator = world().attach(std::ptr::null_mut());
@@ -45,14 +45,16 @@ pub extern "C" fn plugin_attach() -> *mut Mutator {
 /// Detaches the calling thread.
 ///
 /// # Safety
-/// The mutator is one of [`plugin_attach`], of this thread, and not detached yet.
+/// The mutator must come from [`plugin_attach`] on this thread, and must not be detached yet.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn plugin_detach(mutator: *mut Mutator) {
-    // SAFETY: by the contract.
+    // SAFETY: the caller promises a mutator that `plugin_attach` boxed and that is not detached
+    // yet.
     drop(unsafe { Box::from_raw(mutator) });
 }
 
-/// Stops the world and resumes it: how many mutators stood still, or -1 on a mutator of this world.
+/// Stops the world and resumes it. Gives the number of stopped mutators, or -1 on a mutator of this
+/// world.
 #[unsafe(no_mangle)]
 pub extern "C" fn plugin_stop() -> i64 {
     let world = world();

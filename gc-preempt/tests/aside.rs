@@ -1,5 +1,5 @@
-//! Mutators that are set aside: no stop looks at them, they stand still all the same, and whatever
-//! ends their waiting takes them back first.
+//! Mutators that are set aside: stops pass over them, yet they stay where they are. A mutator is
+//! taken back before it leaves its wait, however the wait ends.
 
 mod common;
 
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-/// What the hooks of a test's mutators have counted. Their `data` is one of these.
+/// The counts of the hooks of a test's mutators. The mutators' `data` points to one.
 #[derive(Default)]
 struct Counts {
     back: AtomicUsize,
@@ -25,12 +25,12 @@ impl Counts {
 
 unsafe fn back(data: *mut (), mutator: &StoppedMutator<'_>) {
     assert_eq!(mutator.data(), data);
-    // SAFETY: the data of every mutator of these tests.
+    // SAFETY: the data of each mutator in these tests is a `Counts`.
     unsafe { (*data.cast::<Counts>()).back.fetch_add(1, SeqCst) };
 }
 
 unsafe fn gone(data: *mut ()) {
-    // SAFETY: as above.
+    // SAFETY: the data of each mutator in these tests is a `Counts`.
     unsafe { (*data.cast::<Counts>()).gone.fetch_add(1, SeqCst) };
 }
 
@@ -41,22 +41,22 @@ const HOOKS: MutatorHooks = MutatorHooks {
 };
 
 fn attach(world: &World, counts: &Counts) -> Mutator {
-    // SAFETY: the hooks count, and the counts outlive the threads.
+    // SAFETY: the hooks only count, and the counts outlive the threads.
     unsafe { world.attach_with(std::ptr::from_ref(counts).cast_mut().cast(), HOOKS) }.unwrap()
 }
 
-/// Sets those aside that wait since the look before, if `may`.
+/// Sets mutators aside that have been in `blocking` since the last call, if `may` is true.
 fn look(world: &World, may: bool) -> usize {
-    // SAFETY: the tests' stops look at no mutator for anybody's sake.
+    // SAFETY: no stop in these tests depends on the mutators that are aside.
     unsafe { world.set_aside(|_| may) }
 }
 
-/// Sets all aside that wait.
+/// Sets all waiting mutators aside.
 fn set_aside(world: &World) -> usize {
     look(world, true) + look(world, true)
 }
 
-/// How many mutators a stop meets, and how many are aside.
+/// The number of mutators that a stop meets, and the number of mutators aside.
 fn seen(world: &World) -> [usize; 2] {
     let stopped = world.stop().unwrap();
     let seen = [stopped.mutators().count(), stopped.aside().len()];
@@ -73,8 +73,8 @@ fn aside(world: &World) -> Vec<MutatorId> {
     ids
 }
 
-/// Runs `body` on a thread, attached; it is given what waits in `blocking` until the test calls the
-/// result of this, and `f` runs meanwhile.
+/// Runs `body` on an attached thread, and `f` on this thread meanwhile. `body` gets a function that
+/// waits in `blocking` until `f` sends.
 fn with_waiting<R>(
     world: &World,
     counts: &Counts,
@@ -188,7 +188,7 @@ fn h97_one_that_waits_for_the_registry_is_not_set_aside() {
                                 std::thread::yield_now();
                             }
                         });
-                        // Waits for the registry, which the stop holds.
+                        // The thread waits for the registry lock, which the stop holds.
                         drop(attach(&b, &counts));
                     }
                 });
@@ -197,7 +197,7 @@ fn h97_one_that_waits_for_the_registry_is_not_set_aside() {
                     asks.store(true, SeqCst);
                     std::thread::sleep(Duration::from_millis(2));
                     drop(others);
-                    // Before it has been woken.
+                    // The thread was not woken yet.
                     look(&a, true);
                     look(&a, true);
                     while asks.load(SeqCst) {
@@ -347,7 +347,7 @@ fn h97_one_that_ends_by_the_bare_system_call_is_forgotten() {
                 m.blocking(|| {
                     ready.send(()).unwrap();
                     wait.recv().unwrap();
-                    // SAFETY: ends the thread, without a destructor.
+                    // SAFETY: ends the thread without destructors.
                     unsafe { libc::syscall(libc::SYS_exit, 0) };
                 });
             });
@@ -392,7 +392,8 @@ fn a_pass_meets_all_that_stay_aside_while_others_come_back() {
         let ids = aside(&world);
         while let Some(at) = from {
             from = world.for_each_aside(at, 7, |m| met.push(m.id()));
-            // One of those that the pass has met, one that it has not, wherever they are by now.
+            // Two threads end here: one that the pass may have met, and one that it may not have
+            // met.
             for _ in 0..2 {
                 let place = (back.len() * 17 + 5) % THREADS;
                 if let Some((go, thread)) = ends[place].take() {
@@ -427,7 +428,7 @@ fn code_that_a_stack_aside_names_stays_registered() {
         what: CodeWhat::Unsafe,
         owner: Some(Box::new(owner.clone())),
     };
-    // SAFETY: nobody runs it.
+    // SAFETY: no code runs at these addresses.
     let guard = unsafe { world.register_code(spec) }.unwrap();
     let body = |m: Mutator, waits: &dyn Fn()| {
         let named = std::hint::black_box([address + 100; 4]);
@@ -469,7 +470,7 @@ fn a_child_that_was_forked_by_one_aside_has_it_as_its_only_mutator() {
             unsafe { libc::_exit(i32::from(!is_right)) };
         }
         let mut status = 1;
-        // SAFETY: the child is this process's, and waited for once.
+        // SAFETY: waits once, for a child of this process.
         assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
         assert_eq!(status, 0);
     };

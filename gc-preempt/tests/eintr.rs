@@ -1,8 +1,8 @@
-//! System calls that a stop's signal ends with EINTR, in spite of SA_RESTART: which they are, and
-//! that none does in `blocking` (H5).
+//! System calls that a stop's signal ends with EINTR in spite of SA_RESTART, and a check that no
+//! call ends so in `blocking` (H5).
 //!
-//! `docs/hosting.md` names them, after signal(7). Here each is made while the world is stopped
-//! again and again.
+//! `docs/hosting.md` lists these calls, after signal(7). Each test makes them while the world is
+//! stopped repeatedly.
 
 mod common;
 
@@ -11,7 +11,7 @@ use gc_preempt::Mutator;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// How long a call waits that nothing interrupts, in milliseconds.
+/// The time that an uninterrupted call waits, in milliseconds.
 const WAIT: i32 = 40;
 
 fn timespec() -> libc::timespec {
@@ -21,20 +21,20 @@ fn timespec() -> libc::timespec {
     }
 }
 
-/// Did a call that returned `result` end in EINTR?
+/// Whether a call that returned `result` ended with EINTR.
 fn interrupted(result: i64) -> bool {
     let error = std::io::Error::last_os_error().raw_os_error();
     result < 0 && error == Some(libc::EINTR)
 }
 
-/// The two ends of a stream, of which a receive ends after [`WAIT`].
+/// The two ends of a stream. A receive ends after [`WAIT`].
 fn sockets() -> [i32; 2] {
     let mut pair = [0; 2];
     let time = libc::timeval {
         tv_sec: 0,
         tv_usec: i64::from(WAIT) * 1_000,
     };
-    // SAFETY: the call fills the pair; the option's value is a timeval.
+    // SAFETY: the call fills the pair, and the option's value is a timeval.
     unsafe {
         let made = libc::socketpair(libc::AF_UNIX, libc::SOCK_STREAM, 0, pair.as_mut_ptr());
         assert_eq!(made, 0);
@@ -52,16 +52,18 @@ fn sockets() -> [i32; 2] {
     pair
 }
 
-/// Names of calls, as the documentation has them, and one that waits for [`WAIT`]: its result.
+/// The name of a call, as in the documentation, and a function that makes the call, waits for
+/// [`WAIT`] and gives its result.
 type Call = (&'static str, Box<dyn Fn() -> i64>);
 
 fn calls() -> Vec<Call> {
     let pair = sockets();
     let full = sockets();
     let junk = [0_u8; 4096];
-    // SAFETY: a buffer of that size, at a socket that is open. It ends when there is no more room.
+    // SAFETY: a buffer of that size and an open socket. The loop ends when the socket has no more
+    // room.
     while unsafe { libc::send(full[0], junk.as_ptr().cast(), 4096, libc::MSG_DONTWAIT) } > 0 {}
-    // SAFETY: makes descriptors and an IPC object of the process's own.
+    // SAFETY: the calls make descriptors and an IPC object of this process.
     let (epoll, semaphores) = unsafe {
         let semaphores = libc::semget(libc::IPC_PRIVATE, 1, 0o600);
         (libc::epoll_create1(0), semaphores)
@@ -70,13 +72,12 @@ fn calls() -> Vec<Call> {
     let null: *mut u8 = std::ptr::null_mut();
     let word = Box::leak(Box::new(0_u32));
     let word = std::ptr::from_mut(word) as usize;
-    // All of them get descriptors that are open, and buffers and times that live until the call
-    // returns.
+    // All calls below get open descriptors, and buffers and times that live until the call returns.
     vec![
         (
             "nanosleep",
             Box::new(move || {
-                // SAFETY: as above.
+                // SAFETY: the arguments are valid until the call returns.
                 unsafe { i64::from(libc::nanosleep(&timespec(), null.cast())) }
             }),
         ),
@@ -84,8 +85,8 @@ fn calls() -> Vec<Call> {
             "clock_nanosleep",
             Box::new(move || {
                 let time = timespec();
-                // It returns the error.
-                // SAFETY: as above.
+                // The call returns the error.
+                // SAFETY: the arguments are valid until the call returns.
                 let error = unsafe {
                     libc::clock_nanosleep(libc::CLOCK_MONOTONIC, 0, &raw const time, null.cast())
                 };
@@ -95,14 +96,14 @@ fn calls() -> Vec<Call> {
         (
             "poll",
             Box::new(move || {
-                // SAFETY: as above.
+                // SAFETY: the arguments are valid until the call returns.
                 unsafe { i64::from(libc::poll(null.cast(), 0, WAIT)) }
             }),
         ),
         (
             "ppoll",
             Box::new(move || {
-                // SAFETY: as above.
+                // SAFETY: the arguments are valid until the call returns.
                 unsafe { i64::from(libc::ppoll(null.cast(), 0, &timespec(), null.cast())) }
             }),
         ),
@@ -113,7 +114,7 @@ fn calls() -> Vec<Call> {
                     tv_sec: 0,
                     tv_usec: i64::from(WAIT) * 1_000,
                 };
-                // SAFETY: as above.
+                // SAFETY: the arguments are valid until the call returns.
                 unsafe {
                     i64::from(libc::select(
                         0,
@@ -129,14 +130,14 @@ fn calls() -> Vec<Call> {
             "epoll_wait",
             Box::new(move || {
                 let mut event = libc::epoll_event { events: 0, u64: 0 };
-                // SAFETY: as above.
+                // SAFETY: the arguments are valid until the call returns.
                 unsafe { i64::from(libc::epoll_wait(epoll, &raw mut event, 1, WAIT)) }
             }),
         ),
         (
             "futex",
             Box::new(move || {
-                // SAFETY: as above.
+                // SAFETY: the arguments are valid until the call returns.
                 unsafe { libc::syscall(libc::SYS_futex, word, libc::FUTEX_WAIT, 0, &timespec()) }
             }),
         ),
@@ -145,7 +146,7 @@ fn calls() -> Vec<Call> {
             Box::new(move || {
                 // SAFETY: zero is an empty set.
                 let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
-                // SAFETY: as above.
+                // SAFETY: the arguments are valid until the call returns.
                 unsafe {
                     libc::sigemptyset(&raw mut set);
                     libc::sigaddset(&raw mut set, libc::SIGUSR1);
@@ -161,7 +162,7 @@ fn calls() -> Vec<Call> {
                     sem_op: -1,
                     sem_flg: 0,
                 };
-                // SAFETY: as above.
+                // SAFETY: the arguments are valid until the call returns.
                 unsafe {
                     libc::syscall(
                         libc::SYS_semtimedop,
@@ -177,28 +178,28 @@ fn calls() -> Vec<Call> {
             "recv",
             Box::new(move || {
                 let mut byte = 0_u8;
-                // SAFETY: as above.
+                // SAFETY: the arguments are valid until the call returns.
                 unsafe { libc::recv(pair[0], (&raw mut byte).cast(), 1, 0) as i64 }
             }),
         ),
         (
             "send",
             Box::new(move || {
-                // SAFETY: as above.
+                // SAFETY: the arguments are valid until the call returns.
                 unsafe { libc::send(full[0], junk.as_ptr().cast(), 4096, 0) as i64 }
             }),
         ),
     ]
 }
 
-/// As if a call had ended in EINTR.
+/// Sets errno to EINTR, as a call that a signal ended.
 fn set_eintr() -> i64 {
     // SAFETY: errno's address is valid.
     unsafe { *libc::__errno_location() = libc::EINTR };
     -1
 }
 
-/// Calls that ended in EINTR while the world was stopped every few milliseconds.
+/// The calls that ended with EINTR while the world was stopped every few milliseconds.
 fn interrupted_calls(run: impl Fn(&Mutator, &dyn Fn() -> i64) -> i64) -> Vec<&'static str> {
     let world = world();
     let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -216,7 +217,7 @@ fn interrupted_calls(run: impl Fn(&Mutator, &dyn Fn() -> i64) -> i64) -> Vec<&'s
         ready.store(true, Ordering::SeqCst);
         let mut found = Vec::new();
         for (name, call) in calls() {
-            // Some are over before a stop comes.
+            // Some tries end before a stop comes.
             if (0..5).any(|_| interrupted(run(&mutator, &*call))) {
                 found.push(name);
             }

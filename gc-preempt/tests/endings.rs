@@ -1,5 +1,5 @@
-//! What a host's threads keep while they are stopped (errno, a whole transfer), and the ways in
-//! which they end: `pthread_exit`, cancellation, the bare system call.
+//! State that a host's threads keep over a stop (errno, a whole transfer), and the ways in which
+//! they end: `pthread_exit`, cancellation, the exit system call.
 
 mod common;
 
@@ -13,7 +13,7 @@ unsafe extern "C" {
     fn pthread_cancel(thread: libc::pthread_t) -> libc::c_int;
 }
 
-// As they are: cancellation points unwind, which `libc`'s declarations deny.
+// Declared here because cancellation points unwind, which `libc`'s declarations rule out.
 unsafe extern "C-unwind" {
     fn pthread_exit(value: *mut c_void) -> !;
     fn pause() -> libc::c_int;
@@ -32,12 +32,12 @@ fn set_errno(errno: i32) {
 }
 
 fn yield_now() {
-    // SAFETY: no arguments, no memory. It does not touch errno.
+    // SAFETY: a system call without arguments or memory. It does not touch errno.
     unsafe { libc::sched_yield() };
 }
 
-/// More mutators than processors, so that one whose wait ends in a stop sleeps at once; each sees
-/// that `body` keeps errno, while stops follow each other.
+/// Runs `body` on more mutators than processors, so that a mutator whose wait ends in a stop sleeps
+/// at once. Checks that `body` keeps errno while stops follow each other.
 fn errno_is_kept_by(body: impl Fn(&Mutator) + Sync) {
     let world = world();
     let (done, ready, lost) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
@@ -76,7 +76,7 @@ fn h39_blocking_keeps_errno_and_what_its_closure_leaves() {
                     assert_eq!(errno(), libc::EBADF);
                     set_errno(libc::ENOENT);
                     yield_now();
-                    // SAFETY: fails, as the test wants it to.
+                    // SAFETY: the call has no effect except its error, which the test wants.
                     assert_eq!(unsafe { libc::close(-1) }, -1); // EBADF
                     yield_now();
                 });
@@ -127,11 +127,11 @@ fn h39_a_signal_anywhere_keeps_errno() {
 
 type Body = extern "C-unwind" fn(*mut c_void) -> *mut c_void;
 
-/// A thread that may be unwound by the system.
+/// Starts a thread that the system may unwind.
 fn start(body: Body, data: *mut c_void) -> libc::pthread_t {
     let mut thread = 0;
-    // SAFETY: the two function types differ in what a caller may assume only; `data` outlives the
-    // thread, by the callers.
+    // SAFETY: the two function types differ only in the assumptions that a caller may make. The
+    // callers keep `data` for longer than the thread runs.
     unsafe {
         let body = std::mem::transmute::<Body, extern "C" fn(*mut c_void) -> *mut c_void>(body);
         assert_eq!(
@@ -144,12 +144,12 @@ fn start(body: Body, data: *mut c_void) -> libc::pthread_t {
 
 fn join(thread: libc::pthread_t) -> *mut c_void {
     let mut value = std::ptr::null_mut();
-    // SAFETY: a thread of `start`'s, joined once.
+    // SAFETY: a thread from `start`, which is joined once.
     assert_eq!(unsafe { libc::pthread_join(thread, &raw mut value) }, 0);
     value
 }
 
-/// What threads of these tests are given.
+/// The data that the threads of these tests share.
 struct Shared {
     world: World,
     pipe: libc::c_int,
@@ -175,19 +175,19 @@ enum Ends {
 }
 
 /// # Safety
-/// `data` is what `start`'s caller passed: one that lives for longer than the thread.
+/// `data` must be a `Shared` that lives longer than the thread, passed through `start`.
 unsafe fn shared<'a>(data: *mut c_void) -> &'a Shared {
-    // SAFETY: forwarded.
+    // SAFETY: the caller's promise.
     unsafe { &*data.cast::<Shared>() }
 }
 
 extern "C-unwind" fn ends_in_blocking(data: *mut c_void) -> *mut c_void {
-    // SAFETY: what `start` was given.
+    // SAFETY: `start` was given a `Shared`.
     let shared = unsafe { shared(data) };
     let m = shared.world.attach(std::ptr::null_mut()).unwrap();
     m.blocking(|| {
         shared.ready.fetch_add(1, SeqCst);
-        // SAFETY: both end the thread by an unwinding, which drops the mutator.
+        // SAFETY: both calls end the thread by unwinding, which drops the mutator.
         unsafe {
             if shared.ends == Ends::ByExit {
                 pthread_exit(CANCELED);
@@ -232,15 +232,15 @@ fn h40_a_thread_may_end_inside_blocking() {
 }
 
 extern "C-unwind" fn reads(data: *mut c_void) -> *mut c_void {
-    // SAFETY: what `start` was given.
+    // SAFETY: `start` was given a `Shared`.
     let shared = unsafe { shared(data) };
-    // Leaked in its frame: the end of the thread detaches it.
+    // The mutator is leaked in its frame, so the thread's end detaches it.
     let _m = std::mem::ManuallyDrop::new(shared.world.attach(std::ptr::null_mut()).unwrap());
     shared.ready.fetch_add(1, SeqCst);
     loop {
         let mut byte = 0u8;
-        // SAFETY: a byte of our own. The cancellation point, where stops meet the thread as
-        // anywhere.
+        // This is the cancellation point. Stops meet the thread here as in any other code.
+        // SAFETY: the byte is this frame's.
         unsafe { read(shared.pipe, (&raw mut byte).cast(), 1) };
     }
 }
@@ -250,7 +250,7 @@ fn h40_a_cancellation_that_comes_while_a_thread_is_parked_waits_for_the_resume()
     let name = "h40_a_cancellation_that_comes_while_a_thread_is_parked_waits_for_the_resume";
     hazard(name, "cancel-open", || {
         let mut pipe = [0; 2];
-        // SAFETY: an array of two.
+        // SAFETY: an array of two descriptors.
         assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
         let shared = Shared::new(pipe[0], Ends::ByCancellation);
         for round in 1..=100 {
@@ -258,12 +258,12 @@ fn h40_a_cancellation_that_comes_while_a_thread_is_parked_waits_for_the_resume()
             while shared.ready.load(SeqCst) < round {
                 yield_now();
             }
-            std::thread::sleep(Duration::from_micros(300)); // until it waits in `read`
+            std::thread::sleep(Duration::from_micros(300)); // the thread waits in `read` by then
             let stopped = shared.world.stop().unwrap();
             assert_eq!(stopped.mutators().count(), 1);
             // SAFETY: the thread has not been joined yet.
             unsafe { pthread_cancel(thread) };
-            std::thread::sleep(Duration::from_micros(300)); // until the signal has come
+            std::thread::sleep(Duration::from_micros(300)); // the signal has come by then
             drop(stopped);
             drop(shared.world.stop().unwrap());
             assert_eq!(join(thread), CANCELED);
@@ -274,22 +274,23 @@ fn h40_a_cancellation_that_comes_while_a_thread_is_parked_waits_for_the_resume()
 
 #[test]
 fn the_stopper_may_change_its_credentials() {
-    // glibc has every thread of the process do it, and waits for them: parked ones take part.
+    // glibc makes all threads of the process change their credentials and waits for them. Parked
+    // threads take part.
     let world = world();
     beside(&world, spin, || {
         let stopped = world.stop().unwrap();
-        // SAFETY: no memory. It sets what is set already.
+        // SAFETY: a system call without memory. It sets the present value.
         assert_eq!(unsafe { libc::setuid(libc::getuid()) }, 0);
         drop(stopped);
     });
 }
 
 extern "C-unwind" fn ends_by_the_bare_call(data: *mut c_void) -> *mut c_void {
-    // SAFETY: what `start` was given.
+    // SAFETY: `start` was given a `Shared`.
     let shared = unsafe { shared(data) };
     // SAFETY: the hooks only count.
     let m = unsafe { shared.world.attach_with(7 as *mut (), COUNTED) }.unwrap();
-    // SAFETY: ends the thread, without a destructor.
+    // SAFETY: ends the thread without destructors.
     m.blocking(|| unsafe { libc::syscall(libc::SYS_exit, 0) });
     data
 }
@@ -312,8 +313,9 @@ fn h41_a_thread_that_ended_by_the_bare_call_in_blocking_is_left_out() {
             let shared = Shared::new(-1, Ends::ByExit);
             for round in 1..=20 {
                 let mut thread = 0;
-                // Larger than what glibc keeps of stacks, so that joining unmaps it.
-                // SAFETY: as in `start`.
+                // The stack is larger than the stacks that glibc caches, so that joining unmaps it.
+                // SAFETY: as in `start`, the function types differ only in a caller's assumptions,
+                // and `data` outlives the thread.
                 unsafe {
                     let mut kind = std::mem::zeroed();
                     libc::pthread_attr_init(&raw mut kind);
@@ -327,7 +329,7 @@ fn h41_a_thread_that_ended_by_the_bare_call_in_blocking_is_left_out() {
                     libc::pthread_attr_destroy(&raw mut kind);
                 }
                 join(thread);
-                // Reads every word that it is told of.
+                // The sink reads each word that a walk reports.
                 let mut find = Find::complement_of(0);
                 let stopped = shared.world.stop().unwrap();
                 for m in stopped.mutators() {
@@ -350,7 +352,7 @@ fn h41_a_new_thread_at_the_same_place_finds_it_gone() {
             let shared = Shared::new(-1, Ends::ByExit);
             let data = std::ptr::from_ref(&shared).cast_mut().cast();
             join(start(ends_by_the_bare_call, data));
-            // glibc gives the new thread the stack and the control block of the one before.
+            // glibc gives the new thread the stack and the control block of the ended one.
             std::thread::scope(|s| {
                 s.spawn(|| {
                     let m = shared.world.attach(std::ptr::null_mut()).unwrap();
@@ -368,12 +370,12 @@ fn h41_a_new_thread_at_the_same_place_finds_it_gone() {
 
 // ---- transfers ----------------------------------------------------------------------------------
 
-/// Writes a MiB to a pipe that is read slowly, while stops follow each other. How much `write` says
-/// it has written.
+/// Writes 1 MiB to a pipe that is read slowly, while stops follow each other. Gives the number of
+/// bytes that `write` returns.
 fn write_beside_stops(write: impl Fn(&Mutator, libc::c_int, &[u8]) -> isize + Sync) -> isize {
     let world = world();
     let mut pipe = [0; 2];
-    // SAFETY: an array of two.
+    // SAFETY: an array of two descriptors.
     assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
     let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|s| {
@@ -383,13 +385,13 @@ fn write_beside_stops(write: impl Fn(&Mutator, libc::c_int, &[u8]) -> isize + Sy
             ready.store(true, SeqCst);
             let written = write(&m, pipe[1], &bytes);
             done.store(true, SeqCst);
-            // SAFETY: the pipe's end, closed once.
+            // SAFETY: the pipe's end is closed once.
             unsafe { libc::close(pipe[1]) };
             written
         });
         s.spawn(|| {
             let mut bytes = vec![0u8; 8192];
-            // SAFETY: bytes of our own.
+            // SAFETY: the bytes are this frame's.
             while unsafe { libc::read(pipe[0], bytes.as_mut_ptr().cast(), bytes.len()) } > 0 {
                 std::thread::sleep(Duration::from_micros(100));
             }
@@ -410,7 +412,7 @@ fn write_beside_stops(write: impl Fn(&Mutator, libc::c_int, &[u8]) -> isize + Sy
 fn h5_a_write_in_blocking_is_whole() {
     hazard("h5_a_write_in_blocking_is_whole", "signal-blocked", || {
         let written = write_beside_stops(|m, fd, bytes| {
-            // SAFETY: the bytes are there.
+            // SAFETY: the bytes live until the call returns.
             m.blocking(|| unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) })
         });
         assert_eq!(written, 1 << 20);

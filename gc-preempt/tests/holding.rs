@@ -1,5 +1,5 @@
-//! The thread that holds a stop: what it cannot do before the resume, how its panics end, and that
-//! nobody waits for it while it lets the world run.
+//! The thread that holds a stop: the calls that it must not make before the resume, the end of its
+//! panics, and threads that do not wait for it while it lets the world run.
 
 mod common;
 
@@ -65,7 +65,7 @@ fn h37_a_mutator_that_is_dropped_in_its_threads_stop_leaves_after_it() {
             assert_eq!(mutators(), 0);
             drop(b.attach(std::ptr::null_mut()).unwrap());
 
-            // In a handshake with another thread of the same world.
+            // A handshake with another thread of the same world.
             let m = b.attach(std::ptr::null_mut()).unwrap();
             let other = AtomicU64::new(0);
             beside(
@@ -100,7 +100,7 @@ fn h37_the_last_handle_of_another_world_may_go_in_a_stop() {
         || {
             let (a, b) = (world(), world());
             let m = b.attach(std::ptr::null_mut()).unwrap();
-            drop(b); // the mutator's is the last one
+            drop(b); // the mutator holds the last reference
             let stopped = a.stop().unwrap();
             drop(m);
             drop(stopped);
@@ -121,12 +121,12 @@ fn h37_a_fork_in_the_own_stop_ends_with_a_message() {
     }
     let world = world();
     let _stopped = world.stop().unwrap();
-    // SAFETY: it does not come so far.
+    // SAFETY: the process aborts before the call.
     unsafe { libc::fork() };
 }
 
-/// The test's child aborts in time and has said these words by then; without the cure it hangs, or
-/// ends otherwise.
+/// Checks that the test's child aborts in time and has printed these words. Without the cure it
+/// hangs, or ends in another way.
 fn aborts_with(name: &str, fault: &str, words: &[&str]) {
     use std::os::unix::process::ExitStatusExt;
     for fault in ["", fault] {
@@ -192,7 +192,7 @@ fn h38_a_panic_that_waits_in_a_later_hook_of_the_hosts_aborts() {
 
 #[test]
 fn h38_a_panic_whose_message_waits_for_a_lock_aborts() {
-    /// Its text is under the lock of standard error.
+    /// A value whose text is made under the lock of standard error.
     struct Locked;
     impl fmt::Display for Locked {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -233,7 +233,7 @@ fn h38_other_threads_panics_and_those_after_a_stop_reach_the_hosts_hook() {
         assert_eq!(SEEN.swap(0, SeqCst), round);
         let (go, failed) = (AtomicBool::new(false), AtomicBool::new(false));
         std::thread::scope(|s| {
-            // Made before the stop, since making a thread calls malloc.
+            // The thread is started before the stop, because its start calls malloc.
             s.spawn(|| {
                 wait_for(&go);
                 fails();
@@ -256,12 +256,12 @@ fn h43_attaching_does_not_wait_while_a_stopper_lets_the_world_run() {
         || {
             let world = world();
             let (asks, stopped) = (AtomicBool::new(false), AtomicBool::new(false));
-            // A busy machine may take the processor from the thread that attaches for as long as
-            // the world runs, but not most of the time.
+            // On a busy machine the thread that attaches may lose its processor for as long as the
+            // world runs, but not in most rounds.
             let attached_meanwhile = (0..40).filter(|_| {
                 let first = world.stop().unwrap();
                 std::thread::sleep(Duration::from_millis(12));
-                drop(first); // the next one lets the world run for 10 ms
+                drop(first); // the next stop lets the world run for 10 ms
                 asks.store(false, SeqCst);
                 stopped.store(false, SeqCst);
                 std::thread::scope(|s| {
@@ -272,7 +272,7 @@ fn h43_attaching_does_not_wait_while_a_stopper_lets_the_world_run() {
                         drop(second);
                     });
                     wait_for(&asks);
-                    // The stopper has found out by now that it is to wait.
+                    // By now the stopper has found that it must wait.
                     std::thread::sleep(Duration::from_millis(1));
                     let m = world.attach(std::ptr::null_mut()).unwrap();
                     let meanwhile = !stopped.load(SeqCst);

@@ -1,5 +1,5 @@
-//! Stops in code that says what may be done to it: injected calls, restart and unsafe ranges,
-//! hooks, and the edges of stacks and regions.
+//! Stops in code that declares how it may be stopped: injected calls, restart and unsafe ranges,
+//! hooks, and the edges of stacks and blocking regions.
 
 mod common;
 
@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, O
 use std::time::{Duration, Instant};
 
 global_asm!(
-    // rdi: *const AtomicBool done, rsi: *mut u64 mismatches. Holds patterns in every vector
-    // register's low and high half and checks them each time round.
+    // rdi: *const AtomicBool done, rsi: *mut u64 mismatches. Holds patterns in the low and high
+    // half of each vector register, and checks them in each turn.
     ".globl t_vector_loop",
     ".globl t_vector_loop_end",
     "t_vector_loop:",
@@ -42,7 +42,7 @@ global_asm!(
     "vmovq rdx, xmm3",
     "cmp rdx, r12",
     "jne 2f",
-    // The red zone holds its value, and the flags theirs across a cmp and its jump.
+    // The red zone must keep its value, and the flags theirs from a cmp to its jump.
     "mov qword ptr [rsp - 8], rcx",
     "mov qword ptr [rsp - 128], rcx",
     "cmp qword ptr [rsp - 8], rcx",
@@ -63,8 +63,8 @@ global_asm!(
     "pop rbp",
     "ret",
     "t_vector_loop_end:",
-    // rdi: *const AtomicBool done, rsi: *mut [u64; 2]. A restart range of two stores: both words go
-    // up together, or are seen apart.
+    // rdi: *const AtomicBool done, rsi: *mut [u64; 2]. A restart range of two stores. Both words
+    // increase together, or a stop shows that the range was left half done.
     ".globl t_pair_loop",
     ".globl t_pair_loop_end",
     ".globl t_pair_range",
@@ -80,8 +80,9 @@ global_asm!(
     "inc rax",
     "t_pair_range:",
     "mov [rsi], rax",
-    // Some processors end two stores together, and are hardly ever interrupted between them: some
-    // of the loop's time is spent here, and more of it outside, where the thread can be stopped.
+    // Some processors retire two stores together and are hardly ever interrupted between them. So
+    // the loop spends some of its time here, and more of it outside of the range, where the thread
+    // can be stopped.
     "pause",
     "mov [rsi + 8], rax",
     "t_pair_range_end:",
@@ -111,7 +112,7 @@ fn managed(world: &World, range: std::ops::Range<usize>) -> CodeGuard {
         maps: StackMaps::default(),
         encoding: 0,
     };
-    // SAFETY: the range is this program's text; the assembly has RBP frames and makes no calls.
+    // SAFETY: the range is this program's text. The assembly has RBP frames and makes no calls.
     unsafe { register(world, range, what) }
 }
 
@@ -119,8 +120,8 @@ fn vector_loop_range() -> std::ops::Range<usize> {
     t_vector_loop as *const () as usize..at(t_vector_loop_end)
 }
 
-/// One test at a time may have the vector loop registered. Taken before the world is made, so that
-/// it is given back after its end.
+/// Only one test at a time may register the vector loop. A test takes the lock before it makes its
+/// world, so that the lock is released after the world's end.
 static VECTOR_LOOP: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 fn vector_loop_alone() -> std::sync::MutexGuard<'static, ()> {
@@ -129,8 +130,8 @@ fn vector_loop_alone() -> std::sync::MutexGuard<'static, ()> {
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Stops the vector loop until it was met running, and stopped as `wanted`, so many times. A thread
-/// that is still parked from the stop before does not count, nor one on its way out of it.
+/// Stops the vector loop until `times` stops have met it running and have stopped it as `wanted`. A
+/// thread that is still parked from the stop before, or on its way out of it, does not count.
 fn stop_the_vector_loop(config: Config, wanted: Origin, times: usize) {
     let _alone = vector_loop_alone();
     let world = World::new(config).unwrap();
@@ -140,8 +141,8 @@ fn stop_the_vector_loop(config: Config, wanted: Origin, times: usize) {
     beside(
         &world,
         |done| {
-            // SAFETY: the assembly keeps the System V convention and writes its two arguments'
-            // targets only.
+            // SAFETY: the assembly keeps the System V convention and writes only through its two
+            // arguments.
             unsafe { t_vector_loop(done, bad.load(Relaxed) as *mut u64) };
         },
         || {
@@ -203,7 +204,8 @@ fn h13_a_word_only_in_a_vector_registers_high_half_is_found() {
             beside(
                 &world,
                 |done| {
-                    // SAFETY: as above.
+                    // SAFETY: the assembly keeps the System V convention and writes only through
+                    // its two arguments.
                     unsafe { t_vector_loop(done, bad.load(Relaxed) as *mut u64) };
                 },
                 || {
@@ -228,7 +230,7 @@ fn h13_a_word_only_in_a_vector_registers_high_half_is_found() {
     );
 }
 
-/// Stops the pair loop and says whether its restart range was ever seen half done.
+/// Stops the pair loop, and says whether a stop ever saw its restart range half done.
 fn pair_is_ever_torn(what: CodeWhat, stops: usize) -> bool {
     let world = world();
     let _code = managed(
@@ -236,14 +238,14 @@ fn pair_is_ever_torn(what: CodeWhat, stops: usize) -> bool {
         t_pair_loop as *const () as usize..at(t_pair_loop_end),
     );
     let range = at(t_pair_range)..at(t_pair_range_end);
-    // SAFETY: the range may be begun again from everywhere: its inputs stay as they are.
+    // SAFETY: the range may restart from any of its instructions, because its inputs do not change.
     let _pair = unsafe { register(&world, range.clone(), what) };
     let pair = [AtomicU64::new(0), AtomicU64::new(0)];
     let target = AtomicUsize::new((&raw const pair) as usize);
     let mut torn = false;
     beside(
         &world,
-        // SAFETY: the assembly writes its second argument's target only.
+        // SAFETY: the assembly writes only through its second argument.
         |done| unsafe { t_pair_loop(done, target.load(Relaxed) as *mut _) },
         || {
             stop_running(&world, stops, |stopped| {
@@ -277,11 +279,11 @@ fn a_thread_inside_a_restart_range_is_moved_to_its_start() {
     );
 }
 
-/// Where the context of the host's handler keeps the PC that it interrupted; 0 while it does not
-/// run.
+/// The address of the interrupted PC in the context of the host's handler; 0 while the handler does
+/// not run.
 static HOSTS_PC: AtomicUsize = AtomicUsize::new(0);
 
-/// The host's handler: long enough to be stopped in.
+/// The host's handler, which runs long enough to be stopped in.
 extern "C" fn hosts(_: i32, _: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
     // SAFETY: the kernel's context of this signal.
     let pc = unsafe { &raw mut (*context).uc_mcontext.gregs[libc::REG_RIP as usize] };
@@ -292,10 +294,10 @@ extern "C" fn hosts(_: i32, _: *mut libc::siginfo_t, context: *mut libc::ucontex
     HOSTS_PC.store(0, SeqCst);
 }
 
-/// Runs after each instruction. In the restart range it raises SIGUSR1, which is delivered as it
-/// returns: at that instruction.
+/// The trap handler, which runs after each instruction. In the restart range it raises SIGUSR1,
+/// which is delivered at that instruction when the handler returns.
 extern "C" fn step(_: i32, _: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
-    // SAFETY: the kernel's context of this signal; the signal that is raised has a handler.
+    // SAFETY: the kernel's context of this signal. The raised signal has a handler.
     unsafe {
         let pc = (*context).uc_mcontext.gregs[libc::REG_RIP as usize] as usize;
         if pc > at(t_pair_range) && pc < at(t_pair_range_end) {
@@ -304,7 +306,7 @@ extern "C" fn step(_: i32, _: *mut libc::siginfo_t, context: *mut libc::ucontext
     }
 }
 
-/// Stops the pair loop in a host's handler, and says whether what that had interrupted was ever the
+/// Stops the pair loop in a host's handler, and says whether a stop ever saw the interrupted
 /// restart range half done.
 fn pair_is_ever_torn_behind_a_handler(what: CodeWhat) -> bool {
     for (signal, handler) in [
@@ -330,15 +332,15 @@ fn pair_is_ever_torn_behind_a_handler(what: CodeWhat) -> bool {
     );
     let range = at(t_pair_range)..at(t_pair_range_end);
     let is_unsafe = matches!(what, CodeWhat::Unsafe);
-    // SAFETY: the range may be begun again from everywhere: its inputs stay as they are.
+    // SAFETY: the range may restart from any of its instructions, because its inputs do not change.
     let _pair = unsafe { register(&world, range.clone(), what) };
     let pair = [AtomicU64::new(0), AtomicU64::new(0)];
     let target = AtomicUsize::new((&raw const pair) as usize);
     let (mut torn, mut inside) = (false, 0);
     beside(
         &world,
-        // SAFETY: the assembly writes its second argument's target only; the flag makes a trap of
-        // each instruction.
+        // SAFETY: the assembly writes only through its second argument. The trap flag causes a
+        // SIGTRAP after each instruction, which has a handler.
         |done| unsafe {
             std::arch::asm!("pushfq", "or qword ptr [rsp], 0x100", "popfq");
             t_pair_loop(done, target.load(Relaxed) as *mut _);
@@ -357,7 +359,7 @@ fn pair_is_ever_torn_behind_a_handler(what: CodeWhat) -> bool {
                 }
                 drop(stopped);
                 if is_unsafe && pair[0].load(Relaxed) > begun + 1_000 {
-                    break; // rightly never met inside
+                    break; // an unsafe range is never stopped inside
                 }
                 std::thread::yield_now();
             }
@@ -388,7 +390,7 @@ static HOOKED: AtomicU64 = AtomicU64::new(0);
 
 unsafe extern "C" fn hook(data: *mut ()) {
     HOOKED.fetch_add(data as u64, SeqCst);
-    // Long enough to be stopped in, which makes it an interruption inside an interruption.
+    // The hook runs long enough to be stopped in, which is a stop inside an injected call.
     for _ in 0..3_000 {
         std::hint::spin_loop();
     }
@@ -417,7 +419,8 @@ fn a_stop_hook_runs_on_the_mutators_own_stack_and_may_be_stopped_itself() {
                 }))
             };
             ready.store(true, SeqCst);
-            // SAFETY: as above.
+            // SAFETY: the assembly keeps the System V convention and writes only through its two
+            // arguments.
             unsafe { t_vector_loop(&raw const done, bad.load(Relaxed) as *mut u64) };
         });
         wait_for(&ready);
@@ -455,12 +458,13 @@ fn a_stop_is_not_injected_where_the_stack_has_no_room() {
                 let at = std::hint::black_box(&here).as_ptr() as usize;
                 if at - low > 3072 {
                     let mismatches = down(low, done, ready);
-                    std::hint::black_box(&here); // the frame stays until here
+                    std::hint::black_box(&here); // the frame lives until here
                     return mismatches;
                 }
                 ready.store(true, SeqCst);
                 let mut mismatches = 0;
-                // SAFETY: as above.
+                // SAFETY: the assembly keeps the System V convention and writes only through its
+                // two arguments.
                 unsafe { t_vector_loop(done, &raw mut mismatches) };
                 mismatches
             }
@@ -497,7 +501,7 @@ fn a_stop_is_not_injected_where_the_stack_has_no_room() {
 // ---- stacks that are not the thread's own, and the edge of a blocking region --------------------
 
 global_asm!(
-    // t_on_stack(f, data, top): calls f(data) on another stack, as a coroutine library would.
+    // t_on_stack(f, data, top): calls f(data) on another stack, as a coroutine library does.
     ".globl t_on_stack",
     "t_on_stack:",
     ".cfi_startproc",
@@ -530,7 +534,7 @@ fn on_another_stack(f: &mut dyn FnMut()) {
     let mut stack = vec![0u8; 256 * 1024];
     let top = (stack.as_mut_ptr() as usize + stack.len()) & !15;
     let mut f = f;
-    // SAFETY: the memory is large enough, and lives until the call returns; the closure does not
+    // SAFETY: the memory is large enough and lives until the call returns. The closure does not
     // unwind.
     unsafe { t_on_stack(call, (&raw mut f).cast(), top) };
 }
@@ -583,8 +587,8 @@ fn blocking_on_another_stack_is_refused() {
 
 #[test]
 fn a_blocked_thread_is_seen_where_it_entered() {
-    // Without its section, a stop that comes between publishing and entering leaves the handler's
-    // snapshot.
+    // Without the section that `blocking` publishes, a stop between publishing and entering leaves
+    // the handler's snapshot.
     hazard(
         "a_blocked_thread_is_seen_where_it_entered",
         "no-blocking-section,slow-blocking",
@@ -597,8 +601,8 @@ fn a_blocked_thread_is_seen_where_it_entered() {
                     ready.store(true, SeqCst);
                     while !done.load(Relaxed) {
                         m.blocking(|| {
-                            // Long beside the window before it, so that the stop after one in the
-                            // window meets it.
+                            // The region lasts much longer than the window before it, so that the
+                            // stop after a stop in the window finds the thread in the region.
                             for _ in 0..20_000 {
                                 std::hint::spin_loop();
                             }
@@ -615,7 +619,7 @@ fn a_blocked_thread_is_seen_where_it_entered() {
                         held += 1;
                     }
                     drop(stopped);
-                    // A held thread leaves only if no stop follows at once.
+                    // A held thread leaves the region only if no stop follows at once.
                     std::thread::sleep(Duration::from_micros(50));
                 }
                 done.store(true, SeqCst);

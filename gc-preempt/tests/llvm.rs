@@ -1,8 +1,8 @@
-//! Managed code that LLVM compiled, run for real: linked into a shared library, walked in a stop
-//! from inside its calls and its loop.
+//! Managed code from LLVM that really runs: a shared library is linked, and its frames are walked
+//! in a stop from inside its calls and its loop.
 //!
-//! The references that it is called with exist nowhere else on the stacks: the test keeps their
-//! complements, and a few instructions of assembly turn them over.
+//! No other word of the stacks holds the references that the code is called with. The test keeps
+//! their complements, and a few instructions of assembly complement them again.
 
 mod common;
 
@@ -22,11 +22,11 @@ use gc_preempt::{
 };
 use object::{Object, ObjectSection};
 
-/// The encoding that the code is registered with.
+/// The encoding with which the code is registered.
 const ENCODING: u32 = 77;
 
 global_asm!(
-    // fn(f, not a, not b, c, d, not rbx): calls f(a, b, c, d) with a reference in RBX besides.
+    // fn(f, not a, not b, c, d, not rbx): calls f(a, b, c, d) with a reference in RBX, too.
     ".globl urge_test_call",
     ".hidden urge_test_call",
     ".type urge_test_call,@function",
@@ -52,7 +52,7 @@ global_asm!(
     "ret",
     ".cfi_endproc",
     ".size urge_test_call, . - urge_test_call",
-    // The same with the trap flag set: SIGTRAP after each instruction.
+    // The same with the trap flag set, so that SIGTRAP follows each instruction.
     ".globl urge_test_step",
     ".hidden urge_test_step",
     ".type urge_test_step,@function",
@@ -83,7 +83,7 @@ unsafe extern "C" {
     fn urge_test_step(f: usize, na: usize, nb: usize, c: usize, d: usize, nrbx: usize) -> u64;
 }
 
-/// The library, loaded.
+/// The loaded library.
 struct Library {
     handle: usize,
     text: Range<usize>,
@@ -92,8 +92,8 @@ struct Library {
 }
 
 impl Library {
-    /// Links the committed object and loads it, once in the process. `None`, and a word on stderr,
-    /// if there is no linker.
+    /// Links the committed object and loads it, once in the process. Without a linker it gives
+    /// `None` and prints a message on standard error.
     fn get() -> Option<&'static Library> {
         static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
         LIBRARY.get_or_init(Library::load).as_ref()
@@ -107,7 +107,7 @@ impl Library {
         let mut cc = Command::new("cc");
         cc.args(["-shared", "-o"]).arg(&library).arg(object);
         let loaded = match cc.output() {
-            // ld warns of relocations in a section that is not writable: the loader applies them
+            // ld warns of relocations in a section that is not writable. The loader applies them
             // all the same.
             Ok(output) if output.status.success() => Some(Self::open(&library)),
             Ok(output) => panic!("{cc:?}: {}", String::from_utf8_lossy(&output.stderr)),
@@ -122,7 +122,7 @@ impl Library {
 
     fn open(path: &Path) -> Library {
         let name = CString::new(path.to_str().unwrap()).unwrap();
-        // SAFETY: a library of ours, whose initialisers are the C start files'.
+        // SAFETY: the library is this test's, and its initialisers are those of the C start files.
         let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
         assert!(!handle.is_null(), "dlopen {path:?}");
         let mut library = Library {
@@ -131,7 +131,7 @@ impl Library {
             section: &[],
             eh_frame: &[],
         };
-        // SAFETY: `dladdr` fills in what it is given.
+        // SAFETY: `dladdr` fills its argument.
         let base = unsafe {
             let mut info: libc::Dl_info = std::mem::zeroed();
             assert_ne!(
@@ -150,7 +150,8 @@ impl Library {
         library.text = range(".text");
         let bytes = |name| {
             let range = range(name);
-            // SAFETY: a loaded section, never unloaded, and written by nobody after its relocation.
+            // SAFETY: a section that is loaded, never unloaded, and not written after its
+            // relocation.
             unsafe { std::slice::from_raw_parts(range.start as *const u8, range.len()) }
         };
         library.section = bytes(".llvm_stackmaps");
@@ -186,12 +187,12 @@ impl Library {
             what,
             owner,
         };
-        // SAFETY: the maps are LLVM's for this very text; the library stays loaded.
+        // SAFETY: the maps are LLVM's for this text, and the library stays loaded.
         unsafe { world.register_code(spec) }.unwrap()
     }
 }
 
-/// One test at a time: they share the library's hook and its code range.
+/// A lock for one test at a time: the tests share the library's hook and its code range.
 fn alone() -> std::sync::MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE
@@ -199,14 +200,14 @@ fn alone() -> std::sync::MutexGuard<'static, ()> {
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// What a walk found. Its room is there beforehand: nothing may be allocated in a stop.
+/// The results of a walk. Their memory is allocated in advance, because a stop must not allocate.
 struct Found {
     exact: Vec<usize>,
     derived: Vec<(usize, usize)>,
-    /// Words found word by word, of those looked for (given by their complements).
+    /// The words that the walk looks for, as complements.
     wanted: Vec<usize>,
     seen: Vec<usize>,
-    /// The last exact slot, and whether it was reported word by word as well.
+    /// The last exact slot, and (`doubly`) whether it was reported conservatively, too.
     slot: usize,
     doubly: bool,
     stats: WalkStats,
@@ -258,7 +259,7 @@ impl RootSink for Found {
     }
 }
 
-/// Stops the world of one mutator and walks it.
+/// Stops the world, which has one mutator, and walks the mutator.
 fn stop_and_walk(world: &World, wanted: &[usize]) -> Found {
     let mut found = Found::new(wanted);
     let stopped = world.stop().unwrap();
@@ -270,7 +271,7 @@ fn stop_and_walk(world: &World, wanted: &[usize]) -> Found {
     found
 }
 
-/// What the hook needs, and what it leaves.
+/// The hook's arguments and results.
 struct Context<'a> {
     world: &'a World,
     mutator: &'a Mutator,
@@ -280,9 +281,10 @@ struct Context<'a> {
 
 static CONTEXT: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
 
-/// The managed code calls this: another thread stops and walks us, who wait in `blocking`.
+/// The function that managed code calls: another thread stops and walks this one, which waits in
+/// `blocking`.
 extern "C" fn hook(_: u64) {
-    // SAFETY: `Call::run` put it there and waits for us.
+    // SAFETY: `Call::run` has stored the pointer, and waits for this function.
     let context = unsafe { &mut *CONTEXT.load(SeqCst).cast::<Context<'_>>() };
     let (world, wanted) = (context.world, &context.wanted);
     let found = context.mutator.blocking(|| {
@@ -291,7 +293,8 @@ extern "C" fn hook(_: u64) {
     context.found = Some(found);
 }
 
-/// Two objects of the pretended heap, by their complements, and a word that only RBX holds.
+/// Two objects of a pretended heap, as complements, and the complement of a word that only RBX
+/// holds.
 struct Objects {
     a: usize,
     b: usize,
@@ -307,7 +310,8 @@ impl Objects {
             words[1].store(value + 1, SeqCst);
         }
         let [a, b] = [0, 1].map(|i| !(WORDS[i].as_ptr() as usize));
-        // Or the compiler knows the words themselves, and has them in registers and on this stack.
+        // Otherwise the compiler would know the words themselves and keep them in registers and on
+        // this stack.
         let rbx = !0x5eed_0000_1234_5678;
         let [a, b, rbx] = [a, b, rbx].map(std::hint::black_box);
         Self { a, b, rbx }
@@ -349,7 +353,7 @@ impl Objects {
         let found = context.found.expect("the hook ran");
         drop(mutator);
         drop(guard);
-        // No mutator is left, so this stop takes the code out.
+        // The world has no mutator any more, so this stop removes the code.
         world.stop().unwrap().resume();
         (result, found)
     }
@@ -423,7 +427,8 @@ fn a_native_callers_register_is_found_in_the_saves_of_an_llvm_frame() {
     );
 }
 
-/// Without a linker a hazard's child cannot show anything, so its fault shows as it should.
+/// Without a linker a hazard's child cannot test anything, so it fails if its fault is planted, as
+/// it must.
 fn fail_if_planted() {
     assert_eq!(
         std::env::var("URGE_FAULT").unwrap_or_default(),
@@ -432,8 +437,8 @@ fn fail_if_planted() {
     );
 }
 
-/// Code that was generated in memory brings its unwind tables along; the loader's are not asked
-/// then.
+/// Code that was generated in memory is registered with its unwind tables. The loader's tables are
+/// then not used.
 #[test]
 fn unwind_tables_given_with_the_code_are_used() {
     let _alone = alone();
@@ -465,7 +470,8 @@ fn an_llvm_frame_of_varying_size_is_passed() {
     };
     let o = Objects::new();
     for words in [1, 1000] {
-        // The second argument is the number of words to take from the stack, so it is complemented.
+        // The second argument is the number of words to take from the stack, so it is complemented,
+        // too.
         let mut o = Objects { b: !words, ..o };
         let (sum, found) = o.call(library, c"dynamic", 0, 0);
         assert_eq!(sum, 100 + words as u64);
@@ -474,7 +480,7 @@ fn an_llvm_frame_of_varying_size_is_passed() {
     }
 }
 
-/// A signal stops the loop: it has no map, its reference is in a register.
+/// A signal stops the loop, which has no map and keeps its reference in a register.
 #[test]
 fn a_loop_without_calls_is_walked_from_any_instruction() {
     let _alone = alone();
@@ -531,7 +537,7 @@ fn a_loop_without_calls_is_walked_from_any_instruction() {
                 assert!(!found.stats.to_base);
             }
         }
-        // The guard goes while the thread is in the code.
+        // The guard is dropped while the thread is in the code.
         drop(guard);
         for _ in 0..3 {
             world.stop().unwrap().resume();
@@ -544,8 +550,8 @@ fn a_loop_without_calls_is_walked_from_any_instruction() {
         while STAGE.load(SeqCst) != 2 {
             std::thread::yield_now();
         }
-        // The PC has left the code; a stale word below SP does not count, one above may for a
-        // while.
+        // The PC has left the code. A stale word below SP does not keep the code, but one above SP
+        // may for a while.
         STAGE.store(3, SeqCst);
         assert_eq!(thread.join().unwrap(), 100);
     });
@@ -556,29 +562,29 @@ fn a_loop_without_calls_is_walked_from_any_instruction() {
     );
 }
 
-/// What the trap handler does at each instruction.
+/// The state of the trap handler.
 struct Stepping<'a> {
     world: &'a World,
     mutator: &'a Mutator,
     library: &'a Library,
     objects: &'a Objects,
     steps: usize,
-    /// Steps at which an outer managed frame was seen by its map.
+    /// Steps at which an outer managed frame was scanned by its map.
     outer: usize,
 }
 
 static STEPPING: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
 
-/// After each instruction of the managed code: a foreign signal frame lies between us and it, and
-/// behind that the innermost rule must hold.
+/// Runs after each instruction of the managed code. The signal frame lies between this function and
+/// the managed frame, and the innermost frame's rule must hold behind it.
 extern "C" fn trapped(_: i32, _: *mut libc::siginfo_t, ucontext: *mut c_void) {
-    // SAFETY: the kernel's ucontext, of which only a field is read that the kernel writes.
+    // SAFETY: the kernel's ucontext. Only a field that the kernel writes is read.
     let pc = unsafe {
         (&raw const (*ucontext.cast::<libc::ucontext_t>()).uc_mcontext.gregs
             [libc::REG_RIP as usize])
             .read()
     };
-    // SAFETY: the test put it there, and its thread is in the code that was interrupted.
+    // SAFETY: the test has stored the pointer, and its thread runs the interrupted code.
     let stepping = unsafe { &mut *STEPPING.load(SeqCst).cast::<Stepping<'_>>() };
     if !stepping.library.text.contains(&(pc as usize)) {
         return;
@@ -597,12 +603,12 @@ extern "C" fn trapped(_: i32, _: *mut libc::siginfo_t, ucontext: *mut c_void) {
         !found.stats.to_base && found.stats.unknown_sites == 0,
         "{what}"
     );
-    // The native caller's RBX is in the register or in the frame that uses it for something else.
+    // The native caller's RBX is in the register, or in the frame of the function that uses RBX.
     assert!(found.seen.contains(&!o.rbx), "{what}");
     match found.stats.precise {
         0 => assert!(found.exact.is_empty(), "{what}"),
-        // `outer`, while `inner` is stepped through: its slots are exact at every instruction of
-        // its callee.
+        // The frame is `outer`'s, while `inner` is stepped through. Its slots are exact at each
+        // instruction of its callee.
         1 => assert_eq!(found.exact, [!o.a, !o.b], "{what}"),
         _ => panic!("{what}"),
     }
@@ -612,8 +618,8 @@ extern "C" fn trapped(_: i32, _: *mut libc::siginfo_t, ucontext: *mut c_void) {
 
 extern "C" fn nothing(_: u64) {}
 
-/// Prologues, pushes of arguments, epilogues: LLVM's unwind tables hold at every instruction, and
-/// the walk finds its way from each.
+/// LLVM's unwind tables hold at each instruction of prologues, pushes of arguments and epilogues,
+/// and a walk from each instruction reaches the stack's end.
 #[test]
 fn llvm_frames_are_walked_from_every_single_instruction() {
     hazard(
@@ -637,8 +643,8 @@ fn llvm_frames_are_walked_from_every_single_instruction() {
             };
             STEPPING.store((&raw mut stepping).cast(), SeqCst);
             let slot = library.symbol(c"urge_test_hook") as *mut usize;
-            // SAFETY: the library's global; a handler for the signal that the stepped functions
-            // raise, of this test alone.
+            // SAFETY: the library's global, and a handler for the signal that the stepped functions
+            // raise. Only this test uses them.
             unsafe {
                 slot.write(nothing as *const () as usize);
                 let mut action: libc::sigaction = std::mem::zeroed();
@@ -679,8 +685,8 @@ unsafe extern "C" fn stop_hook(_: *mut ()) {
     }
 }
 
-/// A stop injects a call of the hook into the loop; the next stop finds the thread inside the hook,
-/// and the loop behind an interruption.
+/// A stop injects a call of the hook into the loop. The next stop finds the thread inside the hook,
+/// and the loop's frame behind an interruption.
 #[test]
 fn the_walk_passes_a_hook_that_runs_in_an_injected_call() {
     let _alone = alone();

@@ -1,5 +1,5 @@
-//! The main thread, whose stack grows: each case runs on it in a child process, as it is and with
-//! its cure switched off.
+//! The main thread, whose stack grows. Each case runs on it in a child process, with its cure and
+//! without.
 
 mod common;
 
@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 struct Case {
     name: &'static str,
     body: fn(),
-    /// Its cure.
+    /// The cure to switch off.
     fault: &'static str,
-    /// RLIMIT_STACK of the child.
+    /// The child's RLIMIT_STACK, in bytes.
     limit: libc::rlim_t,
 }
 
@@ -78,7 +78,7 @@ fn main() {
     }
 }
 
-/// What the child said, if it failed or hung.
+/// The child's output, if it failed or hung.
 fn run(case: &Case, fault: &str) -> Option<String> {
     use std::os::unix::process::CommandExt;
     const HUNG: Duration = Duration::from_secs(20);
@@ -90,7 +90,7 @@ fn run(case: &Case, fault: &str) -> Option<String> {
         .env("URGE_FAULT", fault)
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
-    // SAFETY: between fork and exec only a system call is made.
+    // SAFETY: only a system call is made between fork and exec.
     unsafe {
         command.pre_exec(move || {
             let mut now: libc::rlimit = std::mem::zeroed();
@@ -118,7 +118,7 @@ fn run(case: &Case, fault: &str) -> Option<String> {
 
 static ELSEWHERE: AtomicBool = AtomicBool::new(false);
 
-/// Runs on another stack for a while.
+/// Spins on another stack.
 extern "C" fn elsewhere() {
     ELSEWHERE.store(true, SeqCst);
     let begun = Instant::now();
@@ -137,7 +137,7 @@ struct Nothing;
 impl gc_preempt::RootSink for Nothing {
     fn conservative(&mut self, words: std::ops::Range<usize>) {
         for at in words.step_by(8) {
-            // SAFETY: the walker hands out readable, aligned ranges of a stopped thread.
+            // SAFETY: the walker reports readable, aligned ranges of a stopped thread.
             unsafe { std::ptr::read_volatile(at as *const usize) };
         }
     }
@@ -145,8 +145,8 @@ impl gc_preempt::RootSink for Nothing {
     fn derived(&mut self, _: usize, _: usize, _: u32) {}
 }
 
-/// Stops the main thread while it is on another stack: the stop completes once it is back on its
-/// own.
+/// Stops the main thread while it is on another stack. The stop completes once the thread is back
+/// on its own stack.
 fn stop_while_elsewhere(go_there: impl FnOnce()) {
     let world = world();
     let mutator = world.attach(std::ptr::null_mut()).unwrap();
@@ -173,26 +173,26 @@ fn stop_while_elsewhere(go_there: impl FnOnce()) {
     });
 }
 
-/// Memory for a stack, from where the heap has grown to since the thread attached.
+/// Memory for a stack, from the part of malloc's heap that has grown since the thread attached.
 fn new_memory() -> &'static mut [u64] {
     const BYTES: usize = 100 << 10;
     let mut memory = std::ptr::null_mut();
     for _ in 0..8 {
-        // SAFETY: any size will do; all of it is leaked.
+        // SAFETY: malloc accepts any size. All blocks are leaked.
         memory = std::hint::black_box(unsafe { libc::malloc(BYTES) });
     }
-    // SAFETY: malloc's, and nobody else's.
+    // SAFETY: the block is malloc's, and no other code has it.
     unsafe {
         memory.write_bytes(0, BYTES);
         std::slice::from_raw_parts_mut(memory.cast(), BYTES / 8)
     }
 }
 
-/// The host sets an alternate stack of its own, which malloc gives it.
+/// The host sets an alternate stack in memory from malloc.
 fn h49_an_alternate_stack_below_an_unlimited_stack_is_not_the_threads() {
     stop_while_elsewhere(|| {
         let memory = new_memory();
-        // SAFETY: the memory stays; the handler is async-signal-safe.
+        // SAFETY: the memory is never freed, and the handler is async-signal-safe.
         unsafe {
             let stack = libc::stack_t {
                 ss_sp: memory.as_mut_ptr().cast(),
@@ -213,7 +213,7 @@ fn h49_a_coroutine_below_an_unlimited_stack_is_not_the_threads() {
     stop_while_elsewhere(|| common::on_stack(new_memory(), elsewhere));
 }
 
-/// Uses so many bytes of stack, and spins there until told otherwise.
+/// Uses `bytes` bytes of stack, and spins there until `over` is set.
 #[inline(never)]
 fn deep(bytes: usize, there: &AtomicUsize, over: &AtomicBool) -> u8 {
     let here = std::hint::black_box([1u8; 4096]);
@@ -227,7 +227,7 @@ fn deep(bytes: usize, there: &AtomicUsize, over: &AtomicBool) -> u8 {
     deep(bytes - here.len(), there, over).wrapping_add(std::hint::black_box(here)[2])
 }
 
-/// Stops the main thread while it is so many bytes deep.
+/// Stops the main thread while it has used `bytes` bytes of its stack.
 fn stop_deep(bytes: usize) {
     let world = world();
     let _mutator = world.attach(std::ptr::null_mut()).unwrap();
@@ -253,7 +253,7 @@ fn stop_deep(bytes: usize) {
 }
 
 fn raise_the_limit() {
-    // SAFETY: plain system calls.
+    // SAFETY: system calls with valid arguments.
     unsafe {
         let mut limit: libc::rlimit = std::mem::zeroed();
         libc::getrlimit(libc::RLIMIT_STACK, &raw mut limit);
@@ -270,8 +270,9 @@ fn h50_the_main_thread_attaches_without_proc() {
     let empty = std::env::temp_dir().join(format!("urge-no-proc-{}", std::process::id()));
     std::fs::create_dir(&empty).unwrap();
     let path = std::ffi::CString::new(empty.to_str().unwrap()).unwrap();
-    // SAFETY: system calls with a C string. Only root may change its root directory; in a user
-    // namespace of its own everybody is.
+    // Only root may change its root directory. In a user namespace of its own, each process is
+    // root.
+    // SAFETY: system calls with a C string.
     unsafe {
         if libc::geteuid() != 0 {
             assert_eq!(libc::unshare(libc::CLONE_NEWUSER), 0, "no user namespaces");

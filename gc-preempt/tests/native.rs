@@ -1,5 +1,5 @@
-//! Threads stopped at any instruction of native code and walked there: in libc, the vDSO, malloc,
-//! the dynamic loader (hazards H11 and H12).
+//! Threads that are stopped at any instruction of native code and walked there: in libc, the vDSO,
+//! malloc and the dynamic loader (hazards H11 and H12).
 
 mod common;
 
@@ -21,11 +21,11 @@ struct Tally {
     in_libc: u32,
 }
 
-/// Runs `work` again and again on a mutator that holds one word on its stack, and stops and walks
-/// it `stops` times.
+/// Runs `work` repeatedly on a mutator that holds one word on its stack, and stops and walks the
+/// mutator `stops` times.
 fn storm(stops: u32, work: fn(u64)) -> Tally {
     let world = World::new(Config::default()).unwrap();
-    // As complement, so that the word itself is on the mutator's stack only.
+    // The complement, so that only the mutator's stack has the word itself.
     let not = AtomicUsize::new(!0x0bad_5eed_0bad_5eed);
     let (done, begun) = (AtomicBool::new(false), AtomicBool::new(false));
     let [vdso, libc] = [
@@ -65,7 +65,7 @@ fn storm(stops: u32, work: fn(u64)) -> Tally {
             }
             let report = stopped.resume();
             if report.signalled == 0 {
-                // Still parked from the stop before.
+                // The thread is still parked from the stop before.
                 std::thread::yield_now();
             }
         }
@@ -75,11 +75,11 @@ fn storm(stops: u32, work: fn(u64)) -> Tally {
 }
 
 fn vdso_function() -> usize {
-    // SAFETY: only reads.
+    // SAFETY: the call only reads.
     unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) as usize }
 }
 
-/// The mapping that an address lies in, and those of the same file beside it.
+/// The mapping of an address, and the mappings of the same file beside it.
 fn module(address: usize) -> Range<usize> {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let lines = maps.lines().map(|line| {
@@ -102,8 +102,8 @@ fn module(address: usize) -> Range<usize> {
     first.start..same.next_back().map_or(first.end, |last| last.0.end)
 }
 
-/// The walk finds its way from all but a few instructions: some hand-written assembly has no unwind
-/// tables.
+/// Checks that nearly all walks reach the stack's end. They may fail at a few instructions, because
+/// some hand-written assembly has no unwind tables.
 fn knows_its_way(tally: &Tally) {
     assert!(
         tally.lost * 50 <= tally.walks,
@@ -131,14 +131,14 @@ fn a_thread_inside_malloc_and_formatting_is_walked_from_any_instruction() {
 #[test]
 fn a_thread_inside_libcs_sort_and_printf_is_walked_from_any_instruction() {
     extern "C" fn compare(a: *const c_void, b: *const c_void) -> i32 {
-        // SAFETY: qsort gives pointers to two items.
+        // SAFETY: qsort passes pointers to two items.
         unsafe { (*a.cast::<u64>()).cmp(&*b.cast::<u64>()) as i32 }
     }
     let tally = storm(2000, |round| {
         let mut items = [round, 7, 3, 9, 1, 12, 5, round / 2];
         let mut text = [0u8; 100];
-        // SAFETY: eight items of eight bytes; a buffer of a hundred, and a format with its
-        // arguments.
+        // SAFETY: the arguments are eight items of eight bytes, a buffer of a hundred bytes, and a
+        // format with its arguments.
         unsafe {
             libc::qsort(items.as_mut_ptr().cast(), 8, 8, Some(compare));
             let format = c"%g %s %lu".as_ptr();
@@ -170,7 +170,7 @@ fn a_thread_inside_the_vdso_is_walked_from_any_instruction() {
 }
 
 /// A thread that opens and closes libraries holds the loader's lock half of the time, and changes
-/// the list of modules under the walker's feet.
+/// the list of modules while the walker reads it.
 #[test]
 fn a_thread_inside_dlopen_does_not_hold_up_a_walk() {
     hazard(
@@ -178,8 +178,8 @@ fn a_thread_inside_dlopen_does_not_hold_up_a_walk() {
         "ask-the-loader",
         || {
             if std::env::var("URGE_FAULT").is_ok_and(|faults| !faults.is_empty()) {
-                // It is to hang for ever; a few seconds will do.
-                // SAFETY: no handler for SIGALRM: the process ends.
+                // The child is expected to hang forever, so a few seconds are enough.
+                // SAFETY: SIGALRM has no handler, so it ends the process.
                 unsafe { libc::alarm(5) };
             }
             let tally = storm(1000, |_| {
@@ -189,7 +189,7 @@ fn a_thread_inside_dlopen_does_not_hold_up_a_walk() {
                     c"libutil.so.1",
                     c"libanl.so.1",
                 ] {
-                    // SAFETY: libraries of the system, without initialisers that matter.
+                    // SAFETY: libraries of the system, whose initialisers have no effect here.
                     unsafe {
                         let library =
                             libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);
@@ -199,9 +199,9 @@ fn a_thread_inside_dlopen_does_not_hold_up_a_walk() {
                     }
                 }
             });
-            // How often it finds its way is not asked: code that runs while its module is being
-            // relocated (libm's choice of functions by processor) is not in the loader's table yet,
-            // and is scanned to the base.
+            // The share of walks that reach the stack's end is not checked. Code that runs while
+            // its module is being relocated (libm's choice of functions by processor) is not in the
+            // loader's table yet, and its stack is scanned to the base.
             assert!(tally.frames > 0);
         },
     );

@@ -1,4 +1,4 @@
-//! Urge inside a shared library that its host loads and closes (`examples/plugin.rs`).
+//! Urge in a shared library that a host loads and closes (`examples/plugin.rs`).
 
 mod common;
 
@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Barrier;
 
-/// The example library, which `cargo test` builds beside this test.
+/// The path of the example library, which `cargo test` builds beside this test.
 fn library() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let profile = test.parent().and_then(|deps| deps.parent()).unwrap();
@@ -28,7 +28,7 @@ fn library() -> PathBuf {
 
 struct Plugin(*mut c_void);
 
-// SAFETY: a handle of the loader's, which any thread may use.
+// SAFETY: the loader's handle, which any thread may use.
 unsafe impl Sync for Plugin {}
 
 impl Plugin {
@@ -40,11 +40,10 @@ impl Plugin {
         Self(handle)
     }
 
-    /// Calls an exported function of no arguments.
+    /// Calls an exported function without arguments.
     fn call<R>(&self, name: &CStr) -> R {
         let f = self.symbol(name);
-        // SAFETY: the tests below ask for the type that the example gives the function of that
-        // name.
+        // SAFETY: the tests below use the type that the example gives the function of that name.
         unsafe { std::mem::transmute_copy::<*mut c_void, extern "C" fn() -> R>(&f)() }
     }
 
@@ -63,8 +62,8 @@ impl Plugin {
 
 fn detach(plugin: &Plugin, mutator: *mut c_void) {
     let f = plugin.symbol(c"plugin_detach");
-    // SAFETY: the example's function of that name has this type, and takes what `plugin_attach`
-    // gave.
+    // SAFETY: the example's function of that name has this type, and it takes a result of
+    // `plugin_attach`.
     unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut c_void)>(f)(mutator) };
 }
 
@@ -76,7 +75,7 @@ fn h86_a_closed_library_stays_as_long_as_its_handler_is_installed() {
         assert_eq!(plugin.call::<i32>(c"plugin_start"), 0);
         plugin.call::<()>(c"plugin_end");
         plugin.close();
-        // SAFETY: the default of SIGURG is to be ignored.
+        // SAFETY: SIGURG is ignored by default.
         unsafe { libc::raise(libc::SIGURG) };
     });
 }
@@ -96,7 +95,7 @@ fn h86_a_thread_ends_in_a_library_that_it_has_closed() {
     });
 }
 
-/// Loads it anew after it was closed, with threads of both times.
+/// Loads the library again after it was closed, with threads of both times.
 #[test]
 fn a_library_that_was_closed_and_loaded_again_goes_on() {
     let name = "a_library_that_was_closed_and_loaded_again_goes_on";

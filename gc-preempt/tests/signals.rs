@@ -1,5 +1,5 @@
-//! What a host and its system do to signals: hazards H1 to H13, each with its cure
-//! and without.
+//! The ways in which a host and its system treat signals: hazards H1 to H13, each with and without
+//! its cure.
 
 mod common;
 
@@ -29,7 +29,7 @@ fn block_urg(how: i32) {
 }
 
 fn install(signal: i32, handler: extern "C" fn(i32), flags: i32) {
-    // SAFETY: zero is a valid sigaction; the handlers of these tests are async-signal-safe.
+    // SAFETY: zero is a valid sigaction, and the handlers of these tests are async-signal-safe.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as *const () as usize;
@@ -51,8 +51,8 @@ fn h1_a_lost_signal_is_sent_again() {
             |done| {
                 block_urg(libc::SIG_BLOCK);
                 let set = urg();
-                // SAFETY: the set is valid; nobody wants the siginfo. It eats the stop's first
-                // signal.
+                // The call takes the stop's first signal.
+                // SAFETY: the set is valid, and null says that the siginfo is not wanted.
                 unsafe { libc::sigwaitinfo(&raw const set, std::ptr::null_mut()) };
                 eaten.store(true, SeqCst);
                 block_urg(libc::SIG_UNBLOCK);
@@ -79,7 +79,7 @@ fn h2_an_inherited_mask_that_blocks_sigurg_is_undone() {
             let m = world.attach(std::ptr::null_mut()).unwrap();
             drop(m);
             let mut now = MaybeUninit::uninit();
-            // SAFETY: asks for the mask, which the call fills.
+            // SAFETY: a null set only reads the mask, and the call fills `now`.
             let blocked = unsafe {
                 libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), now.as_mut_ptr());
                 libc::sigismember(now.as_ptr(), libc::SIGURG)
@@ -143,7 +143,7 @@ fn h3_a_handler_installed_before_ours_still_runs() {
             });
             let _m = world.attach(std::ptr::null_mut()).unwrap();
             let before = HOST_SAW.load(SeqCst);
-            // SAFETY: as above.
+            // SAFETY: a signal to this thread, which has a handler.
             unsafe { libc::raise(libc::SIGURG) };
             assert_eq!(HOST_SAW.load(SeqCst), before + 1, "on an attached one");
         },
@@ -166,7 +166,8 @@ fn h3_a_handler_installed_over_ours_is_named_by_the_watchdog() {
         &world,
         |done| {
             let mut ours = MaybeUninit::uninit();
-            // SAFETY: asks for the installed action, which the call fills, and puts it back later.
+            // SAFETY: the call reads the installed action and fills `ours`, which is restored
+            // later.
             unsafe {
                 libc::sigaction(libc::SIGURG, std::ptr::null(), ours.as_mut_ptr());
                 install(libc::SIGURG, host_handler, libc::SA_RESTART);
@@ -182,7 +183,7 @@ fn h3_a_handler_installed_over_ours_is_named_by_the_watchdog() {
     );
 }
 
-/// Stops a thread that spins, again and again, with handlers as `install_over` leaves them.
+/// Stops a spinning thread repeatedly, with the handlers that `install_over` leaves.
 fn stops_with(install_over: impl FnOnce()) {
     let world = world();
     beside(&world, spin, || {
@@ -198,7 +199,7 @@ fn h3_a_handler_installed_over_ours_takes_no_stop_away() {
         "h3_a_handler_installed_over_ours_takes_no_stop_away",
         "no-reinstall",
         || {
-            // As Go's runtime does, which passes SIGURG on to no other.
+            // Go's runtime does this: it does not pass SIGURG on to the handler before it.
             stops_with(|| install(libc::SIGURG, host_handler, libc::SA_RESTART));
             assert!(HOST_SAW.load(SeqCst) > 0, "and the host's goes on running");
         },
@@ -212,7 +213,7 @@ fn h3_sigurg_that_is_set_to_be_ignored_stops_all_the_same() {
         "no-reinstall",
         || {
             stops_with(|| {
-                // SAFETY: no handler.
+                // SAFETY: no handler is installed.
                 unsafe { libc::signal(libc::SIGURG, libc::SIG_IGN) };
             });
         },
@@ -222,12 +223,12 @@ fn h3_sigurg_that_is_set_to_be_ignored_stops_all_the_same() {
 static CHAINED: AtomicU64 = AtomicU64::new(0);
 static BEFORE: AtomicU64 = AtomicU64::new(0);
 
-/// A handler of the host's that passes on to the one that it found installed.
+/// A host's handler that calls the handler that it replaced.
 extern "C" fn chaining(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     CHAINED.fetch_add(1, SeqCst);
     let before = BEFORE.load(SeqCst);
     if before != 0 {
-        // SAFETY: `install_chaining` keeps the address of a three-argument handler only.
+        // SAFETY: `install_chaining` stores only the address of a handler with three arguments.
         let before: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) =
             unsafe { std::mem::transmute(before) };
         before(signal, info, context);
@@ -270,7 +271,8 @@ fn h3_handlers_that_chain_run_once_each_and_never_in_a_circle() {
                 assert_eq!(raised(), (1, 1), "the host's newer one on top");
             });
             assert_eq!(raised(), (1, 1), "ours on top again");
-            // Over ours once more: what it passes on to leads back to itself.
+            // The host's handler is installed over ours once more, so the handler that it calls
+            // leads back to itself.
             stops_with(install_chaining);
             assert_eq!(raised(), (1, 1));
         },
@@ -301,7 +303,7 @@ fn h4_a_flood_of_strays_stops_nobody_and_starves_nobody() {
                     let strays = World::stray_signals();
                     let before = count.load(SeqCst);
                     for i in 0..20_000 {
-                        // SAFETY: a signal to a live thread of ours.
+                        // SAFETY: a signal to a live thread of this process.
                         unsafe {
                             libc::syscall(
                                 libc::SYS_tgkill,
@@ -371,7 +373,8 @@ fn h7_a_thread_that_ends_without_detaching_does_not_hang_the_next_stop() {
         let world = world();
         for _ in 0..50 {
             let world2 = world.clone();
-            // Not a scoped thread: a scope ends before its threads' thread-local destructors do.
+            // Not a scoped thread, because a scope ends before its threads' thread-local
+            // destructors run.
             std::thread::spawn(move || {
                 std::mem::forget(world2.attach(std::ptr::null_mut()).unwrap());
             })
@@ -404,8 +407,8 @@ fn h8_the_child_of_a_fork_can_stop_its_own_threads() {
                     }
                 });
                 for _ in 0..20 {
-                    // SAFETY: the child runs only code that a child may: glibc keeps malloc usable,
-                    // and Urge its registry.
+                    // SAFETY: the child calls only functions that are allowed in a child: glibc
+                    // keeps malloc usable, and Urge keeps its registry usable.
                     let pid = unsafe { libc::fork() };
                     if pid == 0 {
                         let ok = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -424,7 +427,7 @@ fn h8_the_child_of_a_fork_can_stop_its_own_threads() {
                         unsafe { libc::_exit(i32::from(!matches!(ok, Ok(true)))) };
                     }
                     let mut status = 0;
-                    // SAFETY: waits for the child just made.
+                    // SAFETY: waits for the child that was forked above.
                     m.blocking(|| unsafe { libc::waitpid(pid, &raw mut status, 0) });
                     assert_eq!(status, 0, "the child failed");
                 }
@@ -445,7 +448,7 @@ fn set_alternate_stack(stack: &mut [u8]) {
         ss_flags: flags,
         ss_size: stack.len(),
     };
-    // SAFETY: the memory outlives its use, by the callers.
+    // SAFETY: the callers keep the memory for longer than the thread uses it.
     let result = unsafe { libc::sigaltstack(&raw const stack, std::ptr::null_mut()) };
     assert_eq!(result, 0);
 }
@@ -456,8 +459,8 @@ fn h9_a_hosts_small_alternate_stack_is_replaced_and_given_back() {
         "h9_a_hosts_small_alternate_stack_is_replaced_and_given_back",
         "no-alternate-stack",
         || {
-            // The smallest that the kernel takes: less than a frame with AVX-512 state, or than
-            // that and a handler.
+            // The smallest stack that the kernel accepts. It is smaller than a frame with AVX-512
+            // state, or than such a frame and a handler.
             let size = libc::MINSIGSTKSZ;
             let mut memory = vec![0xAA_u8; 64 * 1024];
             let world = world();
@@ -474,7 +477,7 @@ fn h9_a_hosts_small_alternate_stack_is_replaced_and_given_back() {
                     spin(done);
                     drop(m);
                     let mut now = MaybeUninit::<libc::stack_t>::uninit();
-                    // SAFETY: asks only; the call fills it.
+                    // SAFETY: a null stack only reads the setting, and the call fills `now`.
                     let now = unsafe {
                         libc::sigaltstack(std::ptr::null(), now.as_mut_ptr());
                         now.assume_init()
@@ -521,7 +524,8 @@ fn h9_a_thread_on_its_alternate_stack_is_not_stopped_there() {
                         // SAFETY: a signal to this thread, which has a handler.
                         unsafe { libc::raise(libc::SIGUSR2) };
                         for _ in 0..2_000 {
-                            std::hint::spin_loop(); // the stop's retries must find it off that stack in reasonable time
+                            // time in which the stop's retries find the thread off that stack
+                            std::hint::spin_loop();
                         }
                     }
                 },
@@ -562,7 +566,7 @@ fn h10_a_thread_whose_stack_is_nearly_full_stops() {
             let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
             std::thread::scope(|s| {
                 s.spawn(|| {
-                    set_alternate_stack(&mut []); // not Rust's either
+                    set_alternate_stack(&mut []); // Rust's own alternate stack is removed, too
                     let _m = world.attach(std::ptr::null_mut()).unwrap();
                     let low = {
                         let (world, ready) = (&world, &ready);
@@ -601,7 +605,7 @@ fn h10_a_thread_whose_stack_is_nearly_full_stops() {
 #[test]
 fn h11_a_stop_completes_whatever_lock_a_stopped_thread_holds() {
     let name = "h11_a_stop_completes_whatever_lock_a_stopped_thread_holds";
-    // One arena, so that a stopper's malloc would need the lock that a stopped thread holds.
+    // With one arena, a stopper's malloc would need the lock that a stopped thread holds.
     hazard_with(name, "malloc-in-stop", &[("MALLOC_ARENA_MAX", "1")], || {
         let world = world();
         let done = AtomicBool::new(false);
@@ -614,7 +618,7 @@ fn h11_a_stop_completes_whatever_lock_a_stopped_thread_holds() {
                         match kind {
                             0 | 1 => drop(std::hint::black_box(Vec::<u8>::with_capacity(200_000))),
                             2 => drop(std::hint::black_box(std::io::stdout().lock())),
-                            // SAFETY: a library that is there, opened and closed.
+                            // SAFETY: a library of the system is opened and closed.
                             _ => unsafe {
                                 let lib = libc::dlopen(c"libresolv.so.2".as_ptr(), libc::RTLD_NOW);
                                 if !lib.is_null() {
@@ -662,7 +666,8 @@ fn h14_stops_back_to_back_leave_every_thread_its_time() {
                 while read().contains(&0) {
                     std::thread::yield_now();
                 }
-                // How many stops found each thread further on than the one before.
+                // For each thread, the number of stops that found its count larger than the stop
+                // before.
                 let mut moved = [0u64; THREADS];
                 let mut last = read();
                 for _ in 0..STOPS {
@@ -687,7 +692,7 @@ struct Count(u64);
 impl gc_preempt::RootSink for Count {
     fn conservative(&mut self, words: std::ops::Range<usize>) {
         for at in words.step_by(8) {
-            // SAFETY: the walker hands out readable, aligned ranges of a stopped thread.
+            // SAFETY: the walker reports readable, aligned ranges of a stopped thread.
             self.0 += u64::from(unsafe { std::ptr::read_volatile(at as *const usize) } != 0);
         }
     }

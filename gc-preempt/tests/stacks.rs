@@ -1,5 +1,5 @@
 //! Stacks that are not the thread's own, or only for a while: alternate signal stacks, stacks
-//! inside of the thread's stack, and what a long jump leaves on it.
+//! inside the thread's stack, and words that a long jump leaves there.
 
 mod common;
 
@@ -40,7 +40,7 @@ global_asm!(
     "pop rbp",
     "ret",
     "s_vector_loop_end:",
-    // rdi, rsi: for the loop; rdx: by how much SP is moved from a multiple of 64.
+    // rdi, rsi: for the loop; rdx: the offset of SP from a multiple of 64.
     ".globl s_at_offset",
     "s_at_offset:",
     "push rbp",
@@ -51,8 +51,8 @@ global_asm!(
     "mov rsp, rbp",
     "pop rbp",
     "ret",
-    // rdi, rsi: for the loop; rdx: called with rcx once `s_leave` has jumped out of the loop's stop
-    // hook.
+    // rdi, rsi: for the loop; rdx: a function that is called with rcx once `s_leave` has jumped out
+    // of the loop's stop hook.
     ".globl s_drive",
     "s_drive:",
     "push rbp",
@@ -77,7 +77,7 @@ global_asm!(
     "pop rbx",
     "pop rbp",
     "ret",
-    // A stop hook that does what `longjmp` does.
+    // A stop hook that leaves as `longjmp` does.
     ".globl s_leave",
     "s_leave:",
     "mov rsp, [rip + s_saved]",
@@ -116,14 +116,14 @@ fn managed_loop(world: &World) -> CodeGuard {
         maps: StackMaps::default(),
         encoding: 0,
     };
-    // SAFETY: this program's text; the loop has an RBP frame and makes no calls.
+    // SAFETY: the range is this program's text. The loop has an RBP frame and makes no calls.
     unsafe { register(world, range, what) }
 }
 
-/// What the calling thread has set.
+/// The alternate stack of the calling thread.
 fn setting() -> libc::stack_t {
     let mut now = MaybeUninit::<libc::stack_t>::uninit();
-    // SAFETY: asks only; the call fills it.
+    // SAFETY: a null stack only reads the setting, and the call fills `now`.
     unsafe {
         libc::sigaltstack(std::ptr::null(), now.as_mut_ptr());
         now.assume_init()
@@ -131,7 +131,7 @@ fn setting() -> libc::stack_t {
 }
 
 fn set(stack: &libc::stack_t) {
-    // SAFETY: the callers' memory outlives its use.
+    // SAFETY: the callers keep the memory for longer than the thread uses it.
     let result = unsafe { libc::sigaltstack(stack, std::ptr::null_mut()) };
     assert_eq!(result, 0);
 }
@@ -172,7 +172,7 @@ fn h46_a_call_is_injected_only_from_the_threads_alternate_stack() {
                     &world,
                     |done| {
                         set(&NONE);
-                        // SAFETY: the assembly writes its second argument's target only.
+                        // SAFETY: the assembly writes only through its second argument.
                         unsafe { s_at_offset(done, bad.load(Relaxed) as *mut u64, offset) };
                     },
                     || {
@@ -190,8 +190,8 @@ fn h46_a_call_is_injected_only_from_the_threads_alternate_stack() {
     );
 }
 
-/// A host sets a small alternate stack of its own after attaching. What a stop needs does not lie
-/// below it.
+/// A host sets its own small alternate stack after it has attached. A stop must not write below
+/// that stack.
 #[test]
 fn h47_the_handler_does_not_run_on_a_hosts_small_alternate_stack() {
     hazard(
@@ -199,7 +199,7 @@ fn h47_the_handler_does_not_run_on_a_hosts_small_alternate_stack() {
         "stays-on-stack",
         || {
             const BELOW: usize = 64 << 10;
-            // SAFETY: asks only.
+            // SAFETY: the call only reads.
             let frame = unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) } as usize;
             let mut memory = vec![0xAA_u8; BELOW + frame + 2048];
             let world = world();
@@ -211,9 +211,9 @@ fn h47_the_handler_does_not_run_on_a_hosts_small_alternate_stack() {
                     let (below, small) = memory_of_thread.split_at_mut(BELOW);
                     let theirs = of(small);
                     set(&theirs);
-                    // The walk that a blocked signal makes necessary takes the most of a handler's
+                    // A blocked signal requires a walk, which takes the largest part of a handler's
                     // stack.
-                    // SAFETY: the set is filled by the first call.
+                    // SAFETY: the first call fills the set.
                     unsafe {
                         let mut mask = std::mem::zeroed();
                         libc::sigemptyset(&raw mut mask);
@@ -245,8 +245,8 @@ fn h47_the_handler_does_not_run_on_a_hosts_small_alternate_stack() {
 
 // ---- who owns which alternate stack -------------------------------------------------------------
 
-/// A host swaps a stack of its own in across a detach, and then restores "the old one", which is
-/// Urge's.
+/// A host sets its own alternate stack before a detach, and afterwards restores the old one, which
+/// is Urge's.
 #[test]
 fn h47_an_alternate_stack_that_a_host_restores_is_still_its_threads() {
     hazard(
@@ -268,7 +268,7 @@ fn h47_an_alternate_stack_that_a_host_restores_is_still_its_threads() {
                     assert_ne!(setting().ss_sp as usize, base, "two threads have one stack");
                 });
             });
-            // Attaching again finds it, and detaching gives the host its first one.
+            // A second attach finds that stack, and the detach restores the host's first one.
             let mutator = world.attach(std::ptr::null_mut()).unwrap();
             assert_eq!(setting().ss_sp, old.ss_sp);
             drop(mutator);
@@ -277,8 +277,8 @@ fn h47_an_alternate_stack_that_a_host_restores_is_still_its_threads() {
     );
 }
 
-/// Go's runtime remembers the alternate stack that it has seen on a thread, and dies when it is
-/// disabled.
+/// Go's runtime remembers the alternate stack that it has seen on a thread, and ends the process
+/// when that stack is disabled.
 #[test]
 fn h47_an_alternate_stack_where_there_was_none_stays_until_the_thread_ends() {
     hazard(
@@ -302,7 +302,7 @@ fn h47_the_alternate_stack_of_a_thread_that_has_ended_is_used_again() {
     let mut seen = Vec::new();
     for _ in 0..100 {
         let world = world.clone();
-        // Not a scoped thread: a scope ends before its threads' key destructors do.
+        // Not a scoped thread, because a scope ends before its threads' key destructors run.
         let stack = std::thread::spawn(move || {
             set(&NONE);
             drop(world.attach(std::ptr::null_mut()).unwrap());
@@ -312,11 +312,11 @@ fn h47_the_alternate_stack_of_a_thread_that_has_ended_is_used_again() {
     }
     seen.sort_unstable();
     seen.dedup();
-    // Other tests' threads take some meanwhile.
+    // Threads of other tests take some stacks at the same time.
     assert!(seen.len() < 20, "{} stacks for 100 threads", seen.len());
 }
 
-/// Uses 300 KB of stack.
+/// A handler that uses 300 KB of stack.
 extern "C" fn large_handler(_: i32) {
     #[inline(never)]
     fn deep(n: u32) -> u32 {
@@ -329,8 +329,8 @@ extern "C" fn large_handler(_: i32) {
     std::hint::black_box(deep(75));
 }
 
-/// A thread without an alternate stack has handlers that use as much of its own as they like,
-/// SA_ONSTACK or not.
+/// On a thread without an alternate stack, handlers may use as much of the thread's own stack as
+/// they need, with SA_ONSTACK or without.
 #[test]
 fn h47_a_hosts_large_handler_has_room_after_attaching_as_before() {
     hazard(
@@ -350,7 +350,7 @@ fn h47_a_hosts_large_handler_has_room_after_attaching_as_before() {
                 // SAFETY: a signal to this thread, which has a handler.
                 unsafe { libc::raise(libc::SIGUSR1) };
                 let _m = world.attach(std::ptr::null_mut()).unwrap();
-                // SAFETY: as above.
+                // SAFETY: a signal to this thread, which has a handler.
                 unsafe { libc::raise(libc::SIGUSR1) };
             })
             .join()
@@ -361,7 +361,7 @@ fn h47_a_hosts_large_handler_has_room_after_attaching_as_before() {
 
 // ---- other stacks inside of the thread's own, and what is left on it ----------------------------
 
-/// What is looked for, complemented, so that no other copy of it lies anywhere.
+/// The complement of the word that the walks count, so that the word itself lies in no other place.
 const ROOT: usize = !0x00ab_cdef_1234_5678;
 
 unsafe extern "C" {
@@ -386,13 +386,13 @@ fn holding(f: &mut dyn FnMut()) {
     std::hint::black_box(&root);
 }
 
-/// Runs the coroutine on a stack in a local array; the root's holder lies further in than the
-/// array, or further out.
+/// Runs the coroutine on a stack in a local array. The frame that holds the root lies either
+/// further in than the array or further out.
 #[inline(never)]
 fn on_a_local_array(further_in: bool) {
     let mut array = [0u64; 32 << 10];
-    // SAFETY: the contexts are filled by `getcontext` before they are used, and the array outlives
-    // the coroutine.
+    // SAFETY: `getcontext` fills the contexts before their use, and the array outlives the
+    // coroutine.
     unsafe {
         let (mut back, mut there) = (std::mem::zeroed(), std::mem::zeroed::<libc::ucontext_t>());
         getcontext(&raw mut there);
@@ -452,17 +452,17 @@ fn h49_frames_around_a_coroutine_on_a_local_array_are_scanned() {
 
 static AFTER: AtomicBool = AtomicBool::new(false);
 
-/// Lies over what the injected call had left on the stack, with words of its own.
+/// Overwrites the stack that the injected call used, with words of its own.
 #[inline(never)]
 extern "C" fn after_the_jump(done: *const AtomicBool) {
     let words = std::hint::black_box([!ROOT; 8 << 10]);
     AFTER.store(true, SeqCst);
-    // SAFETY: the caller's flag outlives this.
+    // SAFETY: the caller's flag outlives this call.
     spin(unsafe { &*done });
     std::hint::black_box(&words);
 }
 
-/// A list of the hooks that run, kept on their stack, would lead into what lies there now.
+/// A list of running hooks that was kept on their stack would now lead into these words.
 #[test]
 fn h48_a_stop_hook_that_is_left_by_a_long_jump_leaves_nothing_behind() {
     let world = world();
@@ -472,7 +472,7 @@ fn h48_a_stop_hook_that_is_left_by_a_long_jump_leaves_nothing_behind() {
         s.spawn(|| {
             let mutator = world.attach(std::ptr::null_mut()).unwrap();
             let mut mismatches = 0;
-            // SAFETY: the hook leaves for `s_drive`, which nothing but the loop lies above.
+            // SAFETY: the hook jumps to `s_drive`, and only the loop's frame lies between the two.
             unsafe {
                 mutator.set_stop_hook(Some(StopHook {
                     f: s_leave,

@@ -1,5 +1,5 @@
-//! The stop protocol on real threads: running, blocked, in `no_preempt`, attaching, leaving, and
-//! two worlds at once.
+//! The stop protocol on real threads: threads that run, wait in `blocking`, are in `no_preempt`,
+//! attach or detach, and two worlds at once.
 
 mod common;
 
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;
 
-/// Threads that count without ever polling.
+/// Threads that count and never poll.
 struct Counters {
     counts: Arc<Vec<AtomicU64>>,
     done: Arc<AtomicBool>,
@@ -28,7 +28,8 @@ impl Counters {
                 std::thread::spawn(move || {
                     let _mutator = world.attach(i as *mut ()).unwrap();
                     while !done.load(Relaxed) {
-                        // Not fetch_add: a plain read and write, which a stop may fall between.
+                        // A load and a store instead of fetch_add, so that a stop may come between
+                        // them.
                         counts[i].store(counts[i].load(Relaxed) + 1, Relaxed);
                     }
                 })
@@ -43,7 +44,7 @@ impl Counters {
         all
     }
 
-    /// Not a vector: tests read while the world is stopped, where malloc is forbidden.
+    /// An array and not a vector: tests read while the world is stopped, where malloc is forbidden.
     fn read(&self) -> [u64; 5] {
         std::array::from_fn(|i| self.counts.get(i).map_or(0, |c| c.load(SeqCst)))
     }
@@ -150,7 +151,7 @@ fn a_blocked_thread_is_held_without_a_signal_and_waits_at_its_end() {
 
 #[test]
 fn a_signal_never_interrupts_a_blocking_call() {
-    // H5: nanosleep is never restarted after a handler, whatever SA_RESTART says.
+    // H5: nanosleep never restarts after a handler, even with SA_RESTART.
     let world = world();
     let done = AtomicBool::new(false);
     std::thread::scope(|s| {
@@ -239,7 +240,7 @@ fn a_panic_in_blocking_comes_through_and_the_thread_still_stops() {
 
 #[test]
 fn threads_attach_and_leave_while_stops_go_on() {
-    // H6, H7: also threads that panic with their mutator alive, and threads that leak it.
+    // H6, H7: including threads that panic with a live mutator, and threads that leak it.
     let world = world();
     let done = AtomicBool::new(false);
     std::thread::scope(|s| {
@@ -293,7 +294,7 @@ fn a_leaked_mutator_runs_its_exit_function_once_on_its_thread() {
     .unwrap();
     let w = world.clone();
     std::thread::spawn(move || {
-        // SAFETY: as above.
+        // SAFETY: the hooks only count.
         drop(unsafe { w.attach_with(100 as *mut (), end) }.unwrap());
     })
     .join()
@@ -304,7 +305,7 @@ fn a_leaked_mutator_runs_its_exit_function_once_on_its_thread() {
 
 #[test]
 fn two_worlds_do_not_park_each_others_stoppers() {
-    // H29: each thread is a mutator of one world and stops the other.
+    // H29: each thread is a mutator of one world and stops the other world.
     let (a, b) = (world(), world());
     std::thread::scope(|s| {
         for (mine, other) in [(&a, &b), (&b, &a)] {
@@ -420,8 +421,8 @@ fn without_signals_threads_stop_where_they_poll() {
 
 #[test]
 fn a_mutator_in_a_thread_local_is_dropped_before_its_thread_is_detached() {
-    // Its destructor was registered before the one that detaches; another thread must not get the
-    // record in between.
+    // The mutator's destructor was registered before the one that detaches the thread. No other
+    // thread may get the record between the two.
     use std::cell::RefCell;
     use std::sync::mpsc;
     static GOING: AtomicBool = AtomicBool::new(false);
@@ -475,7 +476,7 @@ fn dropping_the_last_mutator_inside_a_section_leaves_other_threads_alone() {
             } else {
                 gc_preempt::no_preempt_here(body);
             }
-            drop(w.attach(core::ptr::null_mut()).unwrap()); // and it may come back
+            drop(w.attach(core::ptr::null_mut()).unwrap()); // the thread may attach again
         });
         wait_for(dropped);
         let m = world.attach(core::ptr::null_mut()).unwrap();

@@ -1,5 +1,5 @@
-//! What stack maps and unwind tables do not say, or say in odd ways: nothing is lost, in real
-//! stops, and nothing grows beyond its input.
+//! Facts that stack maps and unwind tables omit, or give in unusual ways. Real stops lose no
+//! reference, and no reader needs memory out of proportion to its input.
 
 mod common;
 
@@ -14,7 +14,7 @@ use gc_preempt::stackmap::cranelift::Function;
 use gc_preempt::stackmap::{StackMapErrorKind, StackMaps};
 use gc_preempt::{CodeError, CodeGuard, CodeSpec, CodeWhat, FrameRule, RootSink, WalkStats, World};
 
-/// The complement of the reference that the walks look for: nobody else keeps the reference itself.
+/// The complement of the reference that the walks count. No other word holds the reference itself.
 const NOT: usize = !0x00ab_cdef_1234_5678;
 
 /// Counts the words that are the reference.
@@ -27,7 +27,7 @@ impl RootSink for Find {
     }
 
     fn exact(&mut self, slot: usize, _: u32) {
-        // SAFETY: a word of a stopped thread's.
+        // SAFETY: a word of a stopped thread.
         let word = unsafe { (slot as *const usize).read_volatile() };
         self.0 += u32::from(!word == NOT);
     }
@@ -37,7 +37,7 @@ impl RootSink for Find {
     }
 }
 
-/// Calls `run` on an attached thread until it is inside of `wait`, stops it there and walks.
+/// Calls `run` on an attached thread, stops the thread once it is inside `wait`, and walks it.
 fn walked(world: &World, run: impl FnOnce(&AtomicBool, &AtomicBool) + Send) -> (u32, WalkStats) {
     let (inside, done) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|s| {
@@ -58,8 +58,8 @@ fn walked(world: &World, run: impl FnOnce(&AtomicBool, &AtomicBool) + Send) -> (
 // ---- stack maps ---------------------------------------------------------------------------------
 
 global_asm!(
-    // fn(not, inside, done): two references at SP + 8 and SP + 16 of its frame alone, and null at
-    // SP + 24, while it waits.
+    // fn(not, inside, done): while it waits, two references are only in its frame at SP + 8 and SP
+    // + 16, and null is at SP + 24.
     ".globl urge_test_two, urge_test_two_end, urge_test_two_return",
     ".hidden urge_test_two, urge_test_two_end, urge_test_two_return",
     ".type urge_test_two,@function",
@@ -80,7 +80,7 @@ global_asm!(
     ".cfi_endproc",
     ".size urge_test_two, . - urge_test_two",
     "urge_test_two_end:",
-    // fn(_, inside, done): says that it is there, and waits.
+    // fn(_, inside, done): sets `inside` and waits for `done`.
     ".type urge_test_wait,@function",
     "urge_test_wait:",
     ".cfi_startproc",
@@ -99,14 +99,14 @@ unsafe extern "C" {
     static urge_test_two_return: u8;
 }
 
-/// A location: its kind, size, register and value.
+/// A location: its kind, size, register and offset.
 type Location = (u8, u16, u16, i32);
 const REGISTER: u8 = 1;
 const DIRECT: u8 = 2;
 const INDIRECT: u8 = 3;
 const CONSTANT: u8 = 4;
 
-/// A section of one statepoint, as LLVM writes it.
+/// A section with one statepoint, as LLVM writes it.
 fn section(
     function: usize,
     frame: u64,
@@ -136,8 +136,8 @@ fn section(
     section
 }
 
-/// Walks [`urge_test_two`] while it is registered with these locations. How many of its two
-/// references were found.
+/// Walks [`urge_test_two`] while it is registered with these locations. Gives the number of its
+/// references that the walk found, and the walk's statistics.
 fn with_locations(world: &World, deopt: i32, locations: &[Location]) -> (u32, WalkStats) {
     let start = urge_test_two as *const () as usize;
     let offset = ((&raw const urge_test_two_return).addr() - start) as u32;
@@ -152,12 +152,12 @@ fn with_locations(world: &World, deopt: i32, locations: &[Location]) -> (u32, Wa
     // SAFETY: the code is this binary's, and its unwind tables are exact.
     let guard = unsafe { register(world, range, what) };
     let run = |inside: &AtomicBool, done: &AtomicBool| {
-        // SAFETY: its arguments are as it wants them.
+        // SAFETY: the arguments are those that the function expects.
         unsafe { urge_test_two(NOT, inside, done) };
     };
     let found = walked(world, run);
     drop(guard);
-    // Nobody is inside any more: the next stop removes it.
+    // No thread is inside the code any more, so the next stop removes it.
     drop(world.stop().unwrap());
     found
 }
@@ -192,7 +192,7 @@ fn h52_what_a_map_says_of_allocas_or_cannot_say_is_scanned_word_by_word() {
 
 // ---- unwind tables ------------------------------------------------------------------------------
 
-/// Functions like `urge_test_wait` under the directives given, by name.
+/// Functions like `urge_test_wait` with the given directives, by name.
 macro_rules! waits {
     ($($name:ident: $start:literal $(, $directive:literal)*;)*) => {
         $(global_asm!(
@@ -224,7 +224,7 @@ waits! {
     urge_test_same: ".cfi_startproc", ".cfi_same_value rip";
     urge_test_register: ".cfi_startproc", ".cfi_register rip, rbx";
     urge_test_elsewhere: ".cfi_startproc", ".cfi_offset rip, -16";
-    // expression(rip, breg7 + 0), val_expression(rip, breg3 + 0)
+    // The escapes are expression(rip, breg7 + 0) and val_expression(rip, breg3 + 0).
     urge_test_expression: ".cfi_startproc", ".cfi_escape 0x10, 16, 2, 0x77, 0";
     urge_test_value: ".cfi_startproc", ".cfi_escape 0x16, 16, 2, 0x73, 0";
     urge_test_column: ".cfi_startproc", ".cfi_return_column 3", ".cfi_undefined rip";
@@ -232,12 +232,12 @@ waits! {
     urge_test_other_sp: ".cfi_startproc", ".cfi_register rsp, rbx";
 }
 
-/// Its frame alone has four references, and is further out than `wait`'s.
+/// A frame that alone holds four references. It lies further out than `wait`'s.
 #[inline(never)]
 fn holder(wait: Wait, inside: &AtomicBool, done: &AtomicBool) {
     let references = [std::hint::black_box(!NOT); 4];
     std::hint::black_box(&references);
-    // SAFETY: its arguments are as it wants them.
+    // SAFETY: the arguments are those that the function expects.
     unsafe { wait(0, inside, done) };
     std::hint::black_box(&references);
 }
@@ -245,7 +245,8 @@ fn holder(wait: Wait, inside: &AtomicBool, done: &AtomicBool) {
 #[test]
 fn h53_a_frame_without_a_word_of_its_return_address_is_not_the_outermost() {
     let name = "h53_a_frame_without_a_word_of_its_return_address_is_not_the_outermost";
-    // Nor does a walk end in the middle of a stack: that cure is off, too.
+    // A walk must not end in the middle of a stack, either, so the child switches off that cure,
+    // too.
     hazard(name, "silence-ends-walks,ends-anywhere", || {
         let world = world();
         let walk = |wait: Wait| walked(&world, |inside, done| holder(wait, inside, done));
@@ -270,7 +271,7 @@ fn h53_a_frame_without_a_word_of_its_return_address_is_not_the_outermost() {
 
 // ---- what reading takes -------------------------------------------------------------------------
 
-/// The process's largest resident set so far, in bytes.
+/// The process's peak resident memory, in bytes.
 fn peak() -> usize {
     // SAFETY: zero is a valid rusage, and the call fills it.
     unsafe {
@@ -285,7 +286,7 @@ fn h55_a_stack_map_takes_memory_in_proportion_to_its_length() {
     let name = "h55_a_stack_map_takes_memory_in_proportion_to_its_length";
     hazard(name, "unbounded-locations", || {
         let _world = world();
-        // As large as locations can be, which say that each of 400 pairs has 8,191 words.
+        // The largest locations: each of 400 pairs says that it has 8,191 words.
         let pairs: Vec<_> = (0..400)
             .flat_map(|_| [0, 8].map(|offset| (INDIRECT, 65_528, 7, offset)))
             .collect();
@@ -302,7 +303,7 @@ fn h55_unwind_tables_are_not_run_again_and_again() {
     let name = "h55_unwind_tables_are_not_run_again_and_again";
     hazard(name, "unbounded-cie", || {
         let _world = world();
-        // Half of it is what each function shares.
+        // Half of the section is shared by all functions.
         let mut section = Vec::new();
         let mut entry = |id: u32, body: &[u8]| {
             let length = (body.len() + 8).next_multiple_of(8) - 4;
@@ -328,16 +329,16 @@ fn h55_unwind_tables_are_not_run_again_and_again() {
 
 // ---- what registering takes ---------------------------------------------------------------------
 
-/// As a JIT compiler does it, which keeps its arena by each function's owner. With registrations or
-/// removals that look at each other this takes a quarter of an hour. A region of 64 bytes that
-/// keeps nothing.
+/// Registers a region of 64 bytes without an owner. A JIT compiler registers many such regions and
+/// keeps its arena by each function's owner. If each registration or removal read all others, the
+/// test would take very long.
 fn little_code(world: &World, address: usize) -> Result<CodeGuard, CodeError> {
     let spec = CodeSpec {
         range: address..address + 64,
         what: CodeWhat::Unsafe,
         owner: None,
     };
-    // SAFETY: nobody runs it.
+    // SAFETY: no code runs at these addresses.
     unsafe { world.register_code(spec) }
 }
 
@@ -347,8 +348,8 @@ fn h54_what_code_costs_grows_with_the_logarithm_of_what_is_registered() {
     for fault in ["linear-code", "linear-search"] {
         hazard(name, fault, || {
             let world = world();
-            // The steps of one registration, of one that is refused, and of the stop that looks for
-            // what leaves, in a map of so many regions.
+            // The steps of one registration, of one that is refused, and of a stop that removes
+            // regions, with `regions` regions in the map.
             let costs = |regions: usize| {
                 let arena = vec![0u8; 64 * (regions + 1)];
                 let address = |region: usize| arena.as_ptr() as usize + 64 * region;
@@ -373,7 +374,7 @@ fn h54_what_code_costs_grows_with_the_logarithm_of_what_is_registered() {
                 let stopped = std::thread::scope(|threads| {
                     threads.spawn(|| {
                         let mutator = world.attach(std::ptr::null_mut()).unwrap();
-                        // Addresses between those that leave.
+                        // Addresses between the regions that are removed.
                         let words: [usize; 100] =
                             std::array::from_fn(|n| address(1 + n % (regions - 1)) + 8);
                         std::hint::black_box(&words);
@@ -396,7 +397,7 @@ fn h54_what_code_costs_grows_with_the_logarithm_of_what_is_registered() {
             };
             let (few, many) = (costs(1 << 7), costs(1 << 14));
             for (few, many) in few.into_iter().zip(many) {
-                // The logarithms are as 1 to 2, what is registered as 1 to 128.
+                // The logarithms of the sizes are as 1 to 2, and the sizes as 1 to 128.
                 assert!(few > 0 && many <= 8 * few, "{few} steps, {many} steps");
             }
         });
@@ -429,7 +430,7 @@ fn h54_an_arena_is_filled_function_by_function_and_goes_with_the_last() {
             what,
             owner: Some(Box::new(arena.clone())),
         };
-        // SAFETY: nobody runs it.
+        // SAFETY: no code runs at these addresses.
         unsafe { world.register_code(spec) }
     };
     let mut guards: Vec<_> = (0..FUNCTIONS).map(|i| register(i).unwrap()).collect();
@@ -437,7 +438,7 @@ fn h54_an_arena_is_filled_function_by_function_and_goes_with_the_last() {
     for function in [0, FUNCTIONS / 2, FUNCTIONS - 1] {
         assert!(register(function).is_err());
     }
-    // A few at each of many stops, as functions are replaced, then all.
+    // A few regions leave at each of many stops, as when functions are replaced. Then all leave.
     for stop in 1..=200 {
         drop(guards.split_off(guards.len() - 5));
         drop(world.stop().unwrap());

@@ -1,4 +1,5 @@
-//! A target that Urge does not run on is refused with a sentence that says why.
+//! The build script refuses a target that Urge does not support, with a message that gives the
+//! reason.
 
 #[path = "../build.rs"]
 #[allow(dead_code)] // its `main` is cargo's
@@ -24,7 +25,7 @@ fn targets_that_lack_what_urge_needs_are_refused_with_a_sentence() {
     }
 }
 
-/// What cargo asks, as cargo asks it.
+/// The build script is asked in the way in which cargo asks it.
 #[test]
 fn the_build_script_ends_a_build_for_musl() {
     let folder = std::env::temp_dir().join(format!("urge-build-script-{}", std::process::id()));

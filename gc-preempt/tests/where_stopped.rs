@@ -1,5 +1,5 @@
-//! Where a thread may be stopped, and how: each obstacle is named, and none is met where there is
-//! none.
+//! The places where a thread may be stopped, and the ways to stop it there: each obstacle is named,
+//! and no obstacle is reported where there is none.
 
 mod common;
 
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed, O
 use std::time::{Duration, Instant};
 
 global_asm!(
-    // rdi: *const AtomicBool over. Spins until it is set. All of the loop is to be registered.
+    // rdi: *const AtomicBool over. Spins until it is set. The whole loop is registered.
     ".globl w_loop",
     ".globl w_loop_end",
     "w_loop:",
@@ -20,7 +20,7 @@ global_asm!(
     "je w_loop",
     "w_loop_end:",
     "ret",
-    // rdi: *const AtomicBool over, rsi: *mut u64 ready. Stores twice, as a restart range.
+    // rdi: *const AtomicBool over, rsi: *mut u64 ready. A restart range of two stores.
     ".globl w_range",
     ".globl w_range_end",
     "w_range:",
@@ -39,7 +39,8 @@ unsafe extern "C" {
     fn w_range_end();
 }
 
-/// How long a thread stays where it cannot be stopped: long enough for the watchdog to speak.
+/// The time that a thread stays where it cannot be stopped: long enough that the watchdog reports
+/// it.
 const LONG: Duration = Duration::from_millis(1400);
 
 fn spin_for(time: Duration) {
@@ -49,14 +50,14 @@ fn spin_for(time: Duration) {
     }
 }
 
-/// Registers the loop, the first instruction of which nothing can tell from the rest.
+/// Registers the loop as unsafe, including its first instruction.
 fn unsafe_loop(world: &World) -> gc_preempt::CodeGuard {
     let range = w_loop as *const () as usize..w_loop_end as *const () as usize;
-    // SAFETY: this program's text.
+    // SAFETY: the range is this program's text.
     unsafe { register(world, range, CodeWhat::Unsafe) }
 }
 
-/// Stops the thread once it has reached the place where it cannot be, and it stays there for
+/// Stops the thread after it has reached a place where it cannot be stopped and where it stays for
 /// [`LONG`].
 fn stop_late(world: &World, place: impl FnOnce(&AtomicBool) + Send) {
     let there = AtomicBool::new(false);
@@ -102,7 +103,7 @@ fn h44_a_thread_that_stays_in_unsafe_code_is_named_with_that() {
                 over.store(true, SeqCst);
             });
             there.store(true, SeqCst);
-            // SAFETY: it reads its argument.
+            // SAFETY: the loop only reads its argument.
             unsafe { w_loop(&raw const over) };
         });
     });
@@ -154,7 +155,7 @@ fn h44_a_thread_that_stays_in_a_handler_over_unsafe_code_is_named_with_that() {
     beside(
         &world,
         |_| {
-            // SAFETY: a system call without arguments; the loop reads its argument.
+            // SAFETY: a system call without arguments. The loop only reads its argument.
             unsafe {
                 thread.store(libc::gettid() as u32, SeqCst);
                 w_loop(&raw const over);
@@ -174,7 +175,8 @@ fn h44_a_thread_that_stays_in_a_handler_over_unsafe_code_is_named_with_that() {
 }
 
 fn handle(signal: i32, handler: extern "C" fn(i32)) {
-    // SAFETY: zero is a valid sigaction; these tests' handlers interrupt code of their own only.
+    // SAFETY: zero is a valid sigaction. The handlers of these tests interrupt only the tests' own
+    // code.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as *const () as usize;
@@ -191,7 +193,7 @@ fn send(thread: u32, signal: i32) {
 
 // ---- a thread that has a signal blocked ---------------------------------------------------------
 
-/// Calls `f` at the end of so many frames.
+/// Calls `f` at the end of `frames` frames.
 #[inline(never)]
 fn deep(frames: u32, f: &mut dyn FnMut()) -> u32 {
     let here = std::hint::black_box([frames; 8]);
@@ -204,7 +206,7 @@ fn deep(frames: u32, f: &mut dyn FnMut()) -> u32 {
 
 static RESUMED: AtomicBool = AtomicBool::new(false);
 
-/// Stands deep in calls.
+/// A handler that waits in a deep frame.
 extern "C" fn deep_handler(_: i32) {
     deep(500, &mut || {
         THERE.store(true, SeqCst);
@@ -214,8 +216,8 @@ extern "C" fn deep_handler(_: i32) {
     });
 }
 
-/// A handler that is deep in calls has interrupted a restart range. No collector walks the stack,
-/// and still the range begins anew: the word that the restart range writes first is written again.
+/// A handler in a deep frame has interrupted a restart range. No collector walks the stack, and
+/// still the range restarts: its first word is written again.
 #[test]
 fn h45_what_a_deep_handler_interrupted_in_a_restart_range_begins_anew() {
     hazard(
@@ -225,7 +227,7 @@ fn h45_what_a_deep_handler_interrupted_in_a_restart_range_begins_anew() {
             handle(libc::SIGUSR1, deep_handler);
             let world = world();
             let range = w_range as *const () as usize..w_range_end as *const () as usize;
-            // SAFETY: the restart range keeps its inputs.
+            // SAFETY: the restart range does not change its inputs.
             let _code = unsafe { register(&world, range.clone(), CodeWhat::Restart) };
             let mut range_at_its_start = 0;
             for _ in 0..20 {
@@ -239,8 +241,8 @@ fn h45_what_a_deep_handler_interrupted_in_a_restart_range_begins_anew() {
                 beside(
                     &world,
                     |_| {
-                        // SAFETY: a system call; the restart range reads its first argument and
-                        // writes its second.
+                        // SAFETY: a system call without arguments. The restart range reads its
+                        // first argument and writes its second.
                         unsafe {
                             thread.store(libc::gettid() as u32, SeqCst);
                             w_range(&raw const over, first.as_ptr());
@@ -258,8 +260,8 @@ fn h45_what_a_deep_handler_interrupted_in_a_restart_range_begins_anew() {
                                 &stopped.mutators().next().unwrap().snapshot().registers.pc
                             )
                         );
-                        // The next thing that the restart range does, if it does not begin anew, is
-                        // to see that it is over, and end.
+                        // If the restart range does not restart, its next instruction sees that
+                        // `over` is set, and the loop ends.
                         over.store(true, SeqCst);
                         first.store(0, SeqCst);
                         drop(stopped);
@@ -268,7 +270,7 @@ fn h45_what_a_deep_handler_interrupted_in_a_restart_range_begins_anew() {
                 );
                 range_at_its_start += first.load(SeqCst);
             }
-            // The signal meets the restart range's first instruction at times, which begins anew by
+            // A signal at the range's first instruction needs no restart: the range begins anew by
             // itself.
             assert_eq!(
                 range_at_its_start, 20,
@@ -278,8 +280,8 @@ fn h45_what_a_deep_handler_interrupted_in_a_restart_range_begins_anew() {
     );
 }
 
-/// What a thread whose signals are blocked for good has to do before it answers does not grow with
-/// its stack. Each frame that is walked takes 100 us here, so the walk of all of them takes
+/// The work that a thread with a signal blocked for good does before it answers is independent of
+/// its stack's depth. Each walked frame takes 100 us here, so a walk of all frames would take
 /// seconds.
 #[test]
 fn h45_a_thread_with_a_blocked_signal_answers_however_deep_its_stack_is() {
@@ -303,7 +305,7 @@ fn h45_a_thread_with_a_blocked_signal_answers_however_deep_its_stack_is() {
             .stack_size(64 << 20)
             .spawn_scoped(s, || {
                 let _m = world.attach(std::ptr::null_mut()).unwrap();
-                // SAFETY: the set is filled by the first call.
+                // SAFETY: the first call fills the set.
                 unsafe {
                     let mut set = std::mem::zeroed();
                     libc::sigemptyset(&raw mut set);

@@ -1,6 +1,6 @@
-//! What the tests share: an allocator that aborts where malloc may wait for a stopped thread, and
-//! hazards run in child processes: once as they are, and once with the cure switched off, when they
-//! have to fail.
+//! Code that the tests share: an allocator that aborts where malloc may wait for a stopped thread,
+//! and the hazards' runs. A hazard's body runs in child processes: once with its cure, which must
+//! succeed, and then with the cure switched off, which must fail.
 #![allow(dead_code)] // each test binary uses a part
 
 use gc_preempt::{CodeGuard, CodeSpec, CodeWhat, Config, StrictAllocator, World};
@@ -15,14 +15,14 @@ use std::time::{Duration, Instant};
 #[global_allocator]
 static STRICT: StrictAllocator = StrictAllocator;
 
-/// A child that takes longer than this hangs.
+/// The time after which a child counts as hung.
 const HUNG: Duration = Duration::from_secs(60);
 
-/// A child without its cure runs up to this often, until one fails: many hazards are races, and a
-/// run on a busy machine can miss its race.
+/// The most runs of a child without its cure, until one fails. Many hazards are races, and a run on
+/// a busy machine can miss its race.
 const TRIES: usize = 5;
 
-/// True in the child: run the body.
+/// Whether this process is the child, which runs the test's body.
 pub fn is_child() -> bool {
     let is_child = std::env::var_os("URGE_TEST_CHILD").is_some();
     if is_child {
@@ -31,13 +31,13 @@ pub fn is_child() -> bool {
     is_child
 }
 
-/// Runs this test binary's test `name` alone in a child with the cures in `faults` switched off.
-/// `None` if it hung.
+/// Runs the test `name` of this binary alone in a child, with the cures in `faults` switched off.
+/// `None`: the child hung.
 pub fn run_child(name: &str, faults: &str, environment: &[(&str, &str)]) -> Option<Output> {
     run_child_for(name, faults, environment, HUNG)
 }
 
-/// [`run_child`], which hangs if it takes longer than that.
+/// [`run_child`] with `at_most` as the time after which the child counts as hung.
 pub fn run_child_for(
     name: &str,
     faults: &str,
@@ -58,11 +58,12 @@ pub fn run_child_for(
 }
 
 fn finished(child: &mut Child, at_most: Duration) -> bool {
-    // What a child prints fits into its pipes.
+    // A child's output fits into its pipes, so the child never waits for a reader.
     let begun = Instant::now();
     while child.try_wait().unwrap().is_none() {
         if begun.elapsed() > at_most {
-            // With what it forked, which would stay for ever.
+            // The whole process group is killed, because processes that the child forked would stay
+            // forever.
             killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL).unwrap();
             child.wait().unwrap();
             return false;
@@ -72,8 +73,8 @@ fn finished(child: &mut Child, at_most: Duration) -> bool {
     true
 }
 
-/// In the parent: the child must pass as it is, and fail or hang with the fault planted. In the
-/// child: runs `body`.
+/// In the parent: checks that the child passes with its cure, and fails or hangs with the fault
+/// planted. In the child: runs `body`.
 pub fn hazard(name: &str, fault: &str, body: impl FnOnce()) {
     hazard_with(name, fault, &[], body);
 }
@@ -94,7 +95,7 @@ pub fn hazard_with(name: &str, fault: &str, environment: &[(&str, &str)], body: 
         "{name} fails with its cure: {}",
         output.as_deref().unwrap_or("it hung")
     );
-    // Hanging is failing too: 20 times what it took with its cure.
+    // A hang is a failure, too: after 20 times the time that the child took with its cure.
     let passes = |_| {
         let faulty = run_child_for(name, fault, environment, hung);
         faulty.is_some_and(|o| o.status.success())
@@ -105,13 +106,13 @@ pub fn hazard_with(name: &str, fault: &str, environment: &[(&str, &str)], body: 
     );
 }
 
-/// The test's child goes on in the end, and the watchdog has said these words by then; with `fault`
-/// planted nobody does.
+/// Checks that the test's child succeeds and that the watchdog has printed these words. With
+/// `fault` planted, the child succeeds without the words.
 pub fn watchdog_says(name: &str, fault: &str, words: &[&str]) {
     watchdog_says_without(name, "", fault, words);
 }
 
-/// [`watchdog_says`] with the cure `off` switched off throughout.
+/// [`watchdog_says`] with the cure `off` switched off in both runs.
 pub fn watchdog_says_without(name: &str, off: &str, fault: &str, words: &[&str]) {
     for planted in ["", fault] {
         let output = run_child(name, &format!("{off},{planted}"), &[]).expect("it hung");
@@ -124,13 +125,13 @@ pub fn watchdog_says_without(name: &str, off: &str, fault: &str, words: &[&str])
 
 // ---- threads and stops --------------------------------------------------------------------------
 
-/// A world as it comes.
+/// A world with the default settings.
 pub fn world() -> World {
     World::new(Config::default()).unwrap()
 }
 
-/// Runs `stopper` on this thread while `mutator` runs on another, attached; `mutator` runs until
-/// its argument is set.
+/// Runs `stopper` on this thread while `mutator` runs on an attached thread. `mutator` must return
+/// after its argument was set.
 pub fn beside(world: &World, mutator: impl FnOnce(&AtomicBool) + Send, stopper: impl FnOnce()) {
     let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|s| {
@@ -145,8 +146,8 @@ pub fn beside(world: &World, mutator: impl FnOnce(&AtomicBool) + Send, stopper: 
     });
 }
 
-/// Stops the world until `wanted` of its threads were met running: one that is still parked from
-/// the stop before does not count.
+/// Stops the world until its stops have met `wanted` running threads. A thread that is still parked
+/// from the stop before does not count.
 pub fn stop_running(world: &World, wanted: usize, mut look: impl FnMut(&gc_preempt::Stopped<'_>)) {
     let mut met = 0;
     while met < wanted {
@@ -170,7 +171,7 @@ pub fn wait_for(flag: &AtomicBool) {
 /// Registers code without an owner.
 ///
 /// # Safety
-/// As for `World::register_code`: this program's text stays mapped, and `what` is true of the
+/// As for `World::register_code`: this program's text stays mapped, and `what` must be true of the
 /// range.
 pub unsafe fn register(world: &World, range: Range<usize>, what: CodeWhat) -> CodeGuard {
     let spec = CodeSpec {
@@ -178,19 +179,19 @@ pub unsafe fn register(world: &World, range: Range<usize>, what: CodeWhat) -> Co
         what,
         owner: None,
     };
-    // SAFETY: the caller's contract.
+    // SAFETY: the caller's promise is the one that `register_code` needs.
     unsafe { world.register_code(spec) }.unwrap()
 }
 
-/// Spins until told otherwise, without a poll.
+/// Spins without a poll until `done` is set.
 pub fn spin(done: &AtomicBool) {
     while !done.load(Relaxed) {
         std::hint::spin_loop();
     }
 }
 
-/// Counts the conservative words that are the complement of one: the sink itself does not hold the
-/// word that it looks for.
+/// Counts the conservative words whose complement is a given word. The sink itself does not hold
+/// the word that it counts.
 pub struct Find {
     not: usize,
     pub count: usize,
@@ -205,7 +206,7 @@ impl Find {
 impl gc_preempt::RootSink for Find {
     fn conservative(&mut self, words: std::ops::Range<usize>) {
         for at in words.step_by(8) {
-            // SAFETY: the walker hands out readable, aligned ranges of a stopped thread.
+            // SAFETY: the walker reports readable, aligned ranges of a stopped thread.
             let word = unsafe { std::ptr::read_volatile(at as *const usize) };
             self.count += usize::from(!word == self.not);
         }
@@ -217,7 +218,7 @@ impl gc_preempt::RootSink for Find {
 /// Calls `f` on another stack than the thread's.
 pub fn on_stack(stack: &mut [u64], f: extern "C" fn()) {
     let top = stack.as_mut_ptr_range().end as usize & !15;
-    // SAFETY: the stack is large enough for `f`, which does not unwind; R12 is kept by it.
+    // SAFETY: the stack is large enough for `f`, which does not unwind. `f` preserves R12.
     unsafe {
         std::arch::asm!(
             "mov r12, rsp",
@@ -232,28 +233,28 @@ pub fn on_stack(stack: &mut [u64], f: extern "C" fn()) {
     }
 }
 
-/// A thread that std knows nothing of, so that it may end without a destructor.
+/// A thread that std did not start, so that it may end without destructors.
 pub struct BareThread<'f>(libc::pthread_t, std::marker::PhantomData<&'f ()>);
 
 impl BareThread<'_> {
     pub fn join(self) {
-        // SAFETY: joined once.
+        // SAFETY: the thread is joined once.
         let error = unsafe { libc::pthread_join(self.0, std::ptr::null_mut()) };
         assert_eq!(error, 0);
     }
 }
 
-/// Runs `f` on such a thread.
+/// Runs `f` on a thread that std did not start.
 pub fn bare_thread<'f, F: FnOnce() + Send + 'f>(f: F) -> BareThread<'f> {
     extern "C" fn body<F: FnOnce()>(f: *mut libc::c_void) -> *mut libc::c_void {
-        // SAFETY: what is passed below, taken once.
+        // SAFETY: the pointer is the box that is leaked below, and it is taken once.
         let f = unsafe { Box::from_raw(f.cast::<F>()) };
         f();
         std::ptr::null_mut()
     }
     let mut thread = 0;
     let f = Box::into_raw(Box::new(f));
-    // SAFETY: the callers join the thread before what `f` borrows goes.
+    // SAFETY: the callers join the thread before the data that `f` borrows ends.
     let made =
         unsafe { libc::pthread_create(&raw mut thread, std::ptr::null(), body::<F>, f.cast()) };
     assert_eq!(made, 0);
