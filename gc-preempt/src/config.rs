@@ -3,12 +3,12 @@
 /// How the threads of a [`World`](crate::World) are stopped. The default stops them by signals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Stop running threads by SIGURG. With `false` (`URGE_ASYNC=0`) threads stop only where they
-    /// poll: at the end of [`no_preempt`](crate::Mutator::no_preempt), in
+    /// Whether running threads are stopped by SIGURG. With `false` (`URGE_ASYNC=0`) threads stop
+    /// only at polls: at the end of [`no_preempt`](crate::Mutator::no_preempt), in
     /// [`blocking`](crate::Mutator::blocking) and in [`poll`](crate::Mutator::poll). A program that
-    /// fails with signals and works without them is stopped where it must not be.
+    /// fails with `true` and works with `false` is stopped where it must not be.
     pub signals: bool,
-    /// Inject a call wherever that is possible instead of parking in the handler
+    /// Whether the handler injects a call wherever that is possible, instead of parking
     /// (`URGE_INJECT=1`). Tests run both paths with it.
     pub inject: bool,
 }
@@ -23,7 +23,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The default, changed by `URGE_ASYNC` and `URGE_INJECT` (each `0` or `1`).
+    /// The default settings, overridden by `URGE_ASYNC` and `URGE_INJECT` (each `0` or `1`).
     ///
     /// # Errors
     /// [`ConfigError`] names the variable whose value is neither `0` nor `1`.
@@ -58,11 +58,11 @@ fn switch(name: &'static str) -> Result<Option<bool>, ConfigError> {
     }
 }
 
-/// An environment variable that is to be a switch has another value.
+/// An environment variable that must be `0` or `1` has another value.
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    /// The variable.
+    /// The name of the variable.
     pub name: &'static str,
     /// Its value.
     pub value: String,

@@ -12,15 +12,15 @@ use crate::stopper::{HOLDS_A_STOP, HoldsAStop};
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum SetupError {
-    /// The processor or the system lacks a feature: which.
+    /// The processor or the system lacks the named feature.
     Processor(&'static str),
     /// The system refused the SIGURG handler or the fork handlers.
     Signal(io::Error),
     /// Urge's own code ranges could not be registered.
     Code(CodeError),
-    /// The library that Urge is part of cannot be kept loaded: the loader's message.
+    /// The loader refuses to keep Urge's library loaded; this is its message.
     Library(io::Error),
-    /// The calling thread has stopped a world, and has to resume it first.
+    /// The calling thread has stopped a world, and must resume it first.
     HoldsAStop,
 }
 
@@ -30,12 +30,11 @@ pub enum SetupError {
 pub enum AttachError {
     /// The thread is attached to this world already: use its [`Mutator`](crate::Mutator).
     AlreadyAttached,
-    /// More threads than the registry has room for (about ten thousand).
+    /// The registry has no room for another thread (about ten thousand).
     TooManyThreads,
-    /// The system refused a resource, or does not give the bounds of the thread's stack: which, and
-    /// why.
+    /// The system refused the named resource, or did not give the bounds of the thread's stack.
     System(&'static str, io::Error),
-    /// The calling thread has stopped a world, and has to resume it first.
+    /// The calling thread has stopped a world, and must resume it first.
     HoldsAStop,
 }
 
@@ -43,8 +42,8 @@ pub enum AttachError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StopError {
-    /// A mutator cannot stop itself: have another thread stop the world, and wait for it in
-    /// `blocking`.
+    /// The caller is a mutator of this world and cannot stop itself. Let another thread stop the
+    /// world, and wait for that thread in `blocking`.
     CallerIsMutator,
     /// The caller has stopped a world already, this one or another. Stops are one at a time in the
     /// process.
@@ -59,7 +58,7 @@ pub enum HandshakeError {
     NoSuchMutator(MutatorId),
     /// A mutator cannot stop itself.
     IsCaller(MutatorId),
-    /// The caller has stopped a world, and has to resume it first.
+    /// The calling thread has stopped a world, and must resume it first.
     HoldsAStop,
 }
 

@@ -27,8 +27,8 @@ pub fn no_preempt_here<R>(f: impl FnOnce() -> R) -> R {
     }
 }
 
-/// Runs `f`. If the running thread is attached to a world, it is in
-/// [`blocking`](crate::Mutator::blocking) meanwhile.
+/// Runs `f`. If the running thread is attached to a world, it runs `f` in
+/// [`blocking`](crate::Mutator::blocking).
 ///
 /// ```
 /// let bytes = gc_preempt::blocking_here(|| std::fs::read("/proc/self/stat"))?;

@@ -13,7 +13,8 @@ use crate::stopped_mutator::StoppedMutator;
 use crate::stopper::holds_a_stop;
 use crate::unwind;
 
-/// The mutators of one heap, and the means to stop them. Clones are the same world.
+/// The mutators of one heap, and the means to stop them. A clone is another handle on the same
+/// world.
 #[derive(Clone)]
 pub struct World {
     pub(crate) inner: Arc<Inner>,
@@ -27,27 +28,29 @@ pub struct ForkHooks {
     pub prepare: unsafe fn(*mut ()),
     /// Runs in the parent after the fork, with the registry lock held.
     pub parent: unsafe fn(*mut ()),
-    /// Runs in the child, on its only thread, when the registry holds no other. No lock of ours is
-    /// held.
+    /// Runs in the child, on its only thread, when no other thread is in the registry. This crate
+    /// holds no lock then.
     pub child: unsafe fn(*mut ()),
-    /// Passed to each.
+    /// The argument of each hook.
     pub data: *mut (),
 }
 
-/// What is done with a mutator's `data` when its thread ends with its [`Mutator`](crate::Mutator)
-/// not dropped, and when it has been set aside. See [`World::attach_with`].
+/// Functions for a mutator's `data`: for a thread that ends with its [`Mutator`](crate::Mutator)
+/// not dropped, and for a mutator that was set aside. See [`World::attach_with`].
 #[derive(Clone, Copy)]
 pub struct MutatorHooks {
-    /// Runs on the thread itself with its thread-local destructors, before it is detached.
+    /// Runs on the thread itself, among its thread-local destructors, before it is detached.
     pub at_exit: unsafe fn(*mut ()),
-    /// Runs on another thread, when a stop has noticed that the mutator's thread has ended without
+    /// Runs on another thread, after a stop has found that the mutator's thread ended without
     /// destructors (by the bare `exit` system call). The registry lock is held, and the world may
-    /// be stopped: no malloc, and no lock that a mutator may hold outside of `no_preempt`.
+    /// be stopped: the function must not call malloc, nor take a lock that a mutator may hold
+    /// outside of `no_preempt`.
     pub gone: unsafe fn(*mut ()),
-    /// Runs when a mutator that [`World::set_aside`] has set aside is taken back: on its thread,
-    /// before the thread goes on, or on a thread that makes a handshake with it. The registry lock
-    /// is held, so no other thread holds a stop. No malloc, and no lock that a mutator may hold
-    /// outside of `no_preempt`. `None`: the mutator is never set aside.
+    /// Runs when a mutator that [`World::set_aside`] has set aside is taken back: on its thread
+    /// before it leaves `blocking`, or on a thread that makes a handshake with it. The registry
+    /// lock is held, so no other thread holds a stop. The function must not call malloc, nor take a
+    /// lock that a mutator may hold outside of `no_preempt`. With `None` the mutator is never set
+    /// aside.
     pub back: Option<unsafe fn(*mut (), &StoppedMutator<'_>)>,
 }
 

@@ -9,7 +9,7 @@ use crate::stop_point::{NoPreempt, poll};
 use core::marker::PhantomData;
 use core::sync::atomic::Ordering;
 
-/// [`Mutator::try_blocking`] was called inside [`Mutator::no_preempt`].
+/// The thread is inside [`Mutator::no_preempt`], where it must not block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct InNoPreempt;
 
@@ -28,9 +28,9 @@ impl std::error::Error for InNoPreempt {}
 /// stopped.
 #[derive(Clone, Copy)]
 pub struct StopHook {
-    /// Called with `data`.
+    /// The function. It gets `data`.
     pub f: unsafe extern "C" fn(*mut ()),
-    /// Passed to `f`.
+    /// The argument of `f`.
     pub data: *mut (),
 }
 
@@ -60,7 +60,7 @@ impl Mutator {
         }
     }
 
-    /// The thread's number in the kernel.
+    /// The kernel's id of the thread.
     pub fn id(&self) -> MutatorId {
         self.record.id()
     }
@@ -70,22 +70,23 @@ impl Mutator {
         &self.world
     }
 
-    /// Runs `f`, which must not access the heap, so that stops need not wait for the thread.
+    /// Runs `f`, which must not access the heap. Stops do not wait for the thread meanwhile.
     ///
-    /// A stopper does not signal the thread: no system call in `f` ends in EINTR because of a stop,
-    /// and no transfer is cut short. If `f` ends during a stop, the thread waits for the resume.
-    /// `f` may end by a panic, and by the unwinding of `pthread_exit` or a cancellation. errno is
-    /// as `f` has left it. Inside of another `blocking`, `f` just runs.
+    /// A stopper does not signal the thread: no system call in `f` fails with EINTR because of a
+    /// stop, and no transfer is cut short. If `f` ends during a stop, the thread waits for the
+    /// resume. `f` may end by a panic, and by the unwinding of `pthread_exit` or of a cancellation.
+    /// errno is as `f` has left it. Inside of another `blocking`, this just runs `f`.
     ///
     /// # Panics
     /// Inside [`no_preempt`](Self::no_preempt) (see [`try_blocking`](Self::try_blocking)), and on a
-    /// stack that is not the thread's own, a coroutine's say: its words would not be scanned.
+    /// stack that is not the thread's own, such as a coroutine's: a stop would not scan its words.
     #[track_caller]
     pub fn blocking<R>(&self, f: impl FnOnce() -> R) -> R {
         blocked(self.record, f)
     }
 
-    /// [`blocking`](Self::blocking), with an error inside [`no_preempt`](Self::no_preempt).
+    /// Does what [`blocking`](Self::blocking) does, with an error inside
+    /// [`no_preempt`](Self::no_preempt).
     ///
     /// # Errors
     /// [`InNoPreempt`]: `f` has not run.
@@ -107,31 +108,33 @@ impl Mutator {
         f()
     }
 
-    /// [`no_preempt`](Self::no_preempt) as a guard.
+    /// Begins a section that [`no_preempt`](Self::no_preempt) would run, and returns its guard. The
+    /// drop of the guard ends the section.
     #[inline]
     pub fn no_preempt_guard(&self) -> NoPreempt<'_> {
         NoPreempt::on(self.record)
     }
 
-    /// May this thread call [`blocking`](Self::blocking) now? `false` inside
-    /// [`no_preempt`](Self::no_preempt), and on a stack that is not its own.
+    /// Whether this thread may call [`blocking`](Self::blocking) now. `false` inside
+    /// [`no_preempt`](Self::no_preempt), and on a stack that is not the thread's own.
     pub fn may_block(&self) -> bool {
         may_wait(self.record).is_ok()
     }
 
-    /// Is this thread in a [`no_preempt`](Self::no_preempt) section?
+    /// Whether this thread is in a [`no_preempt`](Self::no_preempt) section.
     pub fn in_no_preempt(&self) -> bool {
         self.record.depth.load(Ordering::Relaxed) != 0
     }
 
-    /// Is this thread inside [`blocking`](Self::blocking)? There it must not access the heap.
+    /// Whether this thread is inside [`blocking`](Self::blocking), where it must not access the
+    /// heap.
     #[inline]
     pub fn is_blocking(&self) -> bool {
         self.record.state.load().phase() == Phase::Blocked
     }
 
-    /// Stops here if a stop asks for the thread. With signals it is never needed; without
-    /// ([`Config::signals`](crate::Config::signals)) threads stop only at polls.
+    /// Stops here if a stop has asked for the thread. With signals no program needs it. Without
+    /// signals ([`Config::signals`](crate::Config::signals)) threads stop only at polls.
     #[inline]
     pub fn poll(&self) {
         if !self.in_no_preempt() {
@@ -139,8 +142,8 @@ impl Mutator {
         }
     }
 
-    /// Sets or unsets the hook that stops run on this thread. See [`StopHook`]. Detaching unsets
-    /// it.
+    /// Sets the hook that this thread runs after stops in managed code, or unsets it. See
+    /// [`StopHook`]. A detach unsets it.
     ///
     /// # Safety
     /// `hook.f` may be called with `hook.data` on this thread at any instruction of managed code,
@@ -161,14 +164,15 @@ impl Mutator {
 }
 
 impl Mutator {
-    /// Detaches as a drop does, and runs `first` before, while no other thread holds a stop. For a
-    /// thread inside [`blocking`](Self::blocking) that gives back memory which a stopper reads.
+    /// Detaches the thread as a drop does, and runs `first` before that, while no other thread
+    /// holds a stop. A thread inside [`blocking`](Self::blocking) gives back by this the memory
+    /// that a stopper reads.
     ///
-    /// `first` must only do what is allowed in a [`no_preempt`](Self::no_preempt) section.
+    /// `first` must keep the rules of a [`no_preempt`](Self::no_preempt) section.
     pub fn detach_after(self, first: impl FnOnce()) {
         let this = core::mem::ManuallyDrop::new(self);
         attach::detach(&this.world.inner, this.record, first);
-        // SAFETY: dropped once: the value around it never is.
+        // SAFETY: dropped once: the value around it is never dropped.
         drop(unsafe { core::ptr::read(&raw const this.world) });
     }
 }

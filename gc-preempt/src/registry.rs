@@ -23,7 +23,7 @@ use core::sync::atomic::{
     AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering,
 };
 
-/// Names a mutator: the kernel's thread id.
+/// The id of a mutator: the kernel's id of its thread.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct MutatorId(pub u32);
 
@@ -36,7 +36,7 @@ impl core::fmt::Display for MutatorId {
 const BUCKETS: usize = 4096;
 const BUCKET: usize = 16;
 
-/// Everything this crate knows of one attached thread.
+/// The record of one attached thread.
 #[repr(align(128))]
 pub(crate) struct Record {
     pub state: State,
@@ -326,7 +326,7 @@ pub(crate) fn lock_blocked() -> RegistryGuard {
     RegistryGuard(REGISTRY.lock())
 }
 
-/// Is the running thread attached, and inside `no_preempt`?
+/// Whether the running thread is attached and inside `no_preempt`.
 pub fn in_no_preempt_here() -> bool {
     current().is_some_and(|record| record.depth.load(Ordering::Relaxed) != 0)
 }

@@ -11,20 +11,20 @@ use crate::registry::{MutatorId, Record};
 use crate::state::Phase;
 use crate::walk::{self, RootSink, WalkStats};
 
-/// A mutator that stands still: of a [`Stopped`](crate::Stopped) world, or one that is set aside.
+/// One mutator while it is stopped: by a [`Stopped`](crate::Stopped) world, or because it is aside.
 pub struct StoppedMutator<'s> {
     pub(crate) record: &'static Record,
     pub(crate) data: *mut (),
-    /// The mutator was attached by `attach_with`.
+    /// Whether `attach_with` attached the mutator.
     pub(crate) vouched: bool,
-    /// The stop that holds it; [`NEVER`](crate::unwind::NEVER) if it is aside.
+    /// The number of the stop that holds it; [`NEVER`](crate::unwind::NEVER) if it is aside.
     pub(crate) number: u64,
-    /// The registry lock is held for so long.
+    /// Borrows from the holder of the registry lock.
     pub(crate) _held: PhantomData<&'s ()>,
 }
 
 impl<'s> StoppedMutator<'s> {
-    /// The thread.
+    /// The id of the thread.
     pub fn id(&self) -> MutatorId {
         self.record.id()
     }
@@ -34,31 +34,31 @@ impl<'s> StoppedMutator<'s> {
         self.data
     }
 
-    /// Was it attached by [`World::attach_with`](crate::World::attach_with)? That function's caller
-    /// vouches for the data.
+    /// Whether [`World::attach_with`](crate::World::attach_with) attached the mutator: then its
+    /// caller vouches for the data.
     pub fn vouched(&self) -> bool {
         self.vouched
     }
 
-    /// Is it in [`blocking`](crate::Mutator::blocking)?
+    /// Whether the mutator is in [`blocking`](crate::Mutator::blocking).
     pub fn is_blocked(&self) -> bool {
         self.record.state.load().phase() == Phase::Blocked
     }
 
-    /// Its registers, and how it came to stop.
+    /// The registers of the mutator, and how it came to stop.
     pub fn snapshot(&self) -> &'s Snapshot {
         // SAFETY: the stop that this value borrows holds the thread.
         unsafe { self.record.snapshot() }
     }
 
-    /// The addresses of its own stack, in use or not. Of the main thread's stack, which grows, the
-    /// known part.
+    /// The addresses of the thread's own stack, in use or not. Of the main thread's stack, which
+    /// grows, only the known part.
     pub fn stack(&self) -> Range<usize> {
         self.record.stack()
     }
 
-    /// How long the stop before this one held the thread, from its handler's first instruction to
-    /// its last. `None`: the thread was not running at that stop.
+    /// The time for which the stop before this one held the thread, from its handler's first
+    /// instruction to its last. `None` if the thread was not running at that stop.
     pub fn last_stall(&self) -> Option<Duration> {
         // Acquire pairs with the Release in `note_stall`.
         let of = self.record.stall_of.load(Ordering::Acquire);
@@ -66,11 +66,11 @@ impl<'s> StoppedMutator<'s> {
             .then(|| Duration::from_nanos(self.record.stall.load(Ordering::Relaxed)))
     }
 
-    /// Walks its frames from the innermost outwards.
+    /// Walks the thread's frames from the innermost outwards, and reports their words to `sink`.
     ///
-    /// A thread in `blocking` goes on running meanwhile. If it has ended by the bare `exit` system
-    /// call since the stop began, this reports no frames, since its stack may be unmapped. Do not
-    /// unmap a stack on which a mutator ended without detaching while a stop walks it: the walk
+    /// A thread in `blocking` runs on meanwhile. If it has ended by the bare `exit` system call
+    /// since the stop began, no frames are reported, since its stack may be unmapped. If a mutator
+    /// ended without detaching, its stack must not be unmapped while a stop walks it: the walk
     /// would crash.
     pub fn walk(&self, sink: &mut dyn RootSink) -> WalkStats {
         if self.record.lifeline.is_cut() {

@@ -27,10 +27,10 @@ static STOPPER_TID: AtomicI32 = AtomicI32::new(0);
 /// When the stopper was last signalled by [`ask`], in nanoseconds.
 static ASKED: AtomicU64 = AtomicU64::new(0);
 
-/// Does the running thread hold a stop? It has then stopped a world and not resumed it yet.
+/// Whether the running thread holds a stop: it has stopped a world, and has not resumed it yet.
 ///
-/// Allocators of tests ask it, to abort on a malloc in a stopped world. Takes no lock and allocates
-/// nothing.
+/// A test's allocator calls it, to abort on a malloc in a stopped world. It takes no lock and
+/// allocates nothing.
 pub fn holds_a_stop() -> bool {
     // Relaxed: a thread finds its own pointer only if it has stored that itself.
     STOPPER.load(Ordering::Relaxed) == arch::thread_pointer()

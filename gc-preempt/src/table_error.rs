@@ -1,17 +1,18 @@
-//! What can be wrong with stack maps and unwind tables that code is registered with.
+//! Errors of the stack maps and unwind tables that code is registered with.
 
 use std::fmt;
 
-/// Bytes of a CIE (what entries of an unwind table share) at most. Compilers make 20 to 40.
+/// The most bytes of a CIE, the part that entries of an unwind table share. Compilers make 20 to
+/// 40.
 pub(crate) const MAX_CIE: usize = 512;
 
-/// A stack map or an unwind table is malformed: how, and where.
+/// A stack map or an unwind table is malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StackMapError {
-    /// How.
+    /// The kind of the error.
     pub kind: StackMapErrorKind,
-    /// Where: for LLVM, bytes from the start of the section; for Cranelift, the address of the
-    /// function or the return address.
+    /// The place of the error: for LLVM, bytes from the start of the section; for Cranelift, the
+    /// address of the function or the return address.
     pub at: usize,
 }
 
@@ -23,42 +24,42 @@ impl fmt::Display for StackMapError {
 
 impl std::error::Error for StackMapError {}
 
-/// How a stack map or an unwind table is malformed.
+/// The kinds of errors in stack maps and unwind tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StackMapErrorKind {
-    /// The input ends in the middle of something.
+    /// The input ends inside an entry.
     Truncated {
-        /// How many bytes were to be read.
+        /// The bytes that were needed.
         wanted: usize,
-        /// How many there are.
+        /// The bytes that were left.
         left: usize,
     },
-    /// The header's version.
+    /// The version in the header is not supported.
     Version(u8),
     /// A function's address is zero: the section was not relocated.
     NotRelocated,
-    /// The functions' record counts do not add up to the header's.
+    /// The record counts of all functions do not add up to the header's count.
     Counts {
-        /// The sum over the functions.
+        /// The sum of the functions' counts.
         functions: u64,
-        /// What the header says.
+        /// The header's count.
         header: u32,
     },
-    /// A location is of a kind that the format does not have.
+    /// The format has no location of this kind.
     LocationKind(u8),
-    /// A location names a constant that is not in the pool.
+    /// A location names a constant outside of the pool.
     Constant {
-        /// The index.
+        /// The index of the constant.
         index: i32,
-        /// The pool's size.
+        /// The number of constants in the pool.
         pool: u32,
     },
-    /// A record ends before its deopt values, of which it says that it has so many.
+    /// A record ends before its deopt values; this is the number of values that it announces.
     Deopt(u64),
     /// A record has an odd number of locations after its deopt values.
     Unpaired(usize),
-    /// The two halves of a pair differ in size.
+    /// The base and the derived pointer of a pair differ in size.
     PairSizes {
         /// Bytes of the base.
         base: u16,
@@ -69,14 +70,14 @@ pub enum StackMapErrorKind {
     SlotSize(u16),
     /// A slot does not lie in its frame, or is not on an eight-byte boundary.
     Slot {
-        /// Its place, in bytes from SP (or from RBP, if negative).
+        /// The slot's offset in bytes: from SP, or from RBP if it is negative.
         offset: i64,
-        /// Bytes in which it would have to lie.
+        /// The bytes in which the slot would have to lie.
         frame: u32,
     },
     /// A frame's size is not a multiple of eight, or is beyond 1 GiB.
     FrameSize(u64),
-    /// A part of a frame is bigger than the frame.
+    /// A part of a frame is larger than the frame.
     FramePart {
         /// Bytes of the saved registers or the outgoing arguments.
         part: u32,
@@ -85,33 +86,33 @@ pub enum StackMapErrorKind {
     },
     /// A call does not return into its function.
     ReturnOffset {
-        /// Its return address, in bytes from the function's address.
+        /// The return address, in bytes from the function's address.
         offset: u32,
         /// Bytes of the function.
         size: u32,
     },
-    /// A function holds no code, or reaches past the end of the address space.
+    /// A function has no code, or reaches past the end of the address space.
     FunctionSize(u32),
     /// A function overlaps another.
     FunctionOverlap {
-        /// The other's address.
+        /// The address of the other function.
         other: usize,
     },
-    /// Two entries for one return address.
+    /// Two entries have the same return address.
     Twice {
-        /// That address.
+        /// The return address.
         return_address: usize,
     },
-    /// An address beyond the end of the address space.
+    /// An address lies beyond the end of the address space.
     Address,
     /// An entry of the unwind tables cannot be read, or overlaps another.
     Unwind,
-    /// The part that entries of the unwind tables share (a CIE) is longer than 512 bytes.
+    /// A CIE, the part that entries of an unwind table share, is longer than 512 bytes.
     UnwindCie {
-        /// Its length.
+        /// The bytes of the CIE.
         bytes: usize,
     },
-    /// More than four thousand million slots.
+    /// There are more slots than 32 bits can number.
     TooBig,
 }
 

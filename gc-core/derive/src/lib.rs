@@ -1,13 +1,12 @@
-//! `#[derive(Trace)]` and `#[derive(Leaf)]` for gc-core: from a type's members to where its edges
-//! are.
+//! The derives `Trace` and `Leaf` of gc-core: they find the edges of a type in its members.
 //!
-//! Neither derive looks at names of types. Each writes down what must hold of every member
-//! (`Trace`, or `Leaf`), at the member's own place in the source, and lets the compiler judge; so a
-//! type alias or a macro cannot fool it, and the error points at the member.
+//! Neither derive reads the names of types. Each generates what must hold for every member (`Trace`
+//! or `Leaf`), with the member's place in the source, and the compiler checks it. So type aliases
+//! and macros work, and an error points at the member.
 //!
-//! An attribute macro below a derive may change the type after the derive has seen it. So each
-//! derive also writes down all members that it has seen, with their types: a member that was added
-//! or changed since does not compile.
+//! An attribute macro below a derive may change the type after the derive has read it. So each
+//! derive also generates a list of all members with their types: if a member was added or changed
+//! since, the list does not compile.
 
 use proc_macro::TokenStream;
 use proc_macro2::TokenStream as Tokens;
@@ -15,14 +14,14 @@ use quote::{quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::{Data, DeriveInput, Error, Fields, GenericParam, Generics, Member, parse_quote};
 
-/// Derives `gc_core::Trace` for a struct: its edges are those of its members, each of which must be
-/// `Trace` itself.
+/// Derives `gc_core::Trace` for a struct. Its edges are those of its members; each member must be
+/// `Trace`.
 #[proc_macro_derive(Trace)]
 pub fn derive_trace(input: TokenStream) -> TokenStream {
     finish(trace(&syn::parse_macro_input!(input as DeriveInput)))
 }
 
-/// Derives `gc_core::Leaf` for a struct or enum without edges: each member must be `Leaf` itself.
+/// Derives `gc_core::Leaf` for a struct or an enum without edges. Each member must be `Leaf`.
 #[proc_macro_derive(Leaf)]
 pub fn derive_leaf(input: TokenStream) -> TokenStream {
     finish(leaf(&syn::parse_macro_input!(input as DeriveInput)))
@@ -54,15 +53,15 @@ fn trace(input: &DeriveInput) -> Result<Tokens, Error> {
     let (impl_generics, type_generics, where_clause) = generics.split_for_impl();
     let name = &input.ident;
     let edges = members(fields).map(|(member, ty)| {
-        // The member's own tokens: an error about it points there.
+        // The tokens have the member's place, so an error points there.
         quote_spanned! { ty.span() =>
             <#ty as ::gc_core::Trace>::edges(
                 &mut |offset| edge(offset + ::core::mem::offset_of!(Self, #member)),
             );
         }
     });
-    // A member that reports its edges by a function of its own has them at no fixed offsets: they
-    // would be lost.
+    // A member with a trace function has its edges at no fixed offsets, so the derive would lose
+    // them.
     let checks = members(fields).map(|(_, ty)| {
         quote_spanned! { ty.span() =>
             ::core::assert!(
@@ -76,8 +75,7 @@ fn trace(input: &DeriveInput) -> Result<Tokens, Error> {
         #seen
 
         // SAFETY: the edges are those of the members, each at its offset, and every member is
-        // `Trace`. The members are those that the derive has seen, as the function above has the
-        // compiler check.
+        // `Trace`. The function above compiles only if the derive has read all members.
         #[automatically_derived]
         unsafe impl #impl_generics ::gc_core::Trace for #name #type_generics #where_clause {
             const TRACE: ::core::option::Option<::gc_core::raw::TraceFn> = {
@@ -115,8 +113,8 @@ fn leaf(input: &DeriveInput) -> Result<Tokens, Error> {
     Ok(quote! {
         #seen
 
-        // SAFETY: every member is `Leaf`, as the function below has the compiler check. The members
-        // are those that the derive has seen, as the function above has it check.
+        // SAFETY: every member is `Leaf`: otherwise the function below does not compile. The
+        // function above compiles only if the derive has read all members.
         #[automatically_derived]
         unsafe impl #impl_generics ::gc_core::Leaf for #name #type_generics #where_clause {}
 
@@ -137,8 +135,8 @@ fn leaf(input: &DeriveInput) -> Result<Tokens, Error> {
     })
 }
 
-/// A function that compiles if the type has the members that the derive has seen, of the same
-/// types, and no others.
+/// Generates a function that compiles only if the type has exactly the members that the derive has
+/// read, with the same types.
 fn seen(input: &DeriveInput, generics: &Generics) -> Tokens {
     let (impl_generics, type_generics, where_clause) = generics.split_for_impl();
     let name = &input.ident;
@@ -146,7 +144,7 @@ fn seen(input: &DeriveInput, generics: &Generics) -> Tokens {
         Data::Struct(data) => {
             let names = data.fields.members();
             let types = members(&data.fields).map(|(member, ty)| {
-                // By raw pointers, for the struct may be packed.
+                // By raw pointers, since the struct may be packed.
                 quote_spanned! { ty.span() => same::<_, #ty>(&raw const this.#member); }
             });
             let all = quote_spanned! { name.span() => let Self { #(#names: _,)* } = this; };
@@ -174,7 +172,7 @@ fn seen(input: &DeriveInput, generics: &Generics) -> Tokens {
             let this = none.unwrap_or_else(|| quote! { this });
             quote! { match #this { #(#arms)* } }
         }
-        // Neither derive takes one.
+        // Neither derive accepts a union.
         Data::Union(_) => Tokens::new(),
     };
     quote! {
@@ -201,8 +199,8 @@ fn members(fields: &Fields) -> impl Iterator<Item = (Member, &syn::Type)> {
     fields.members().zip(fields.iter().map(|f| &f.ty))
 }
 
-/// The generics with the bound on each type parameter. A lifetime is an error: what lies in the
-/// heap outlives every borrow.
+/// Adds the bound to each type parameter. A lifetime parameter is an error: a cell outlives every
+/// borrow.
 fn bounded(generics: &Generics, bound: &syn::TypeParamBound) -> Result<Generics, Error> {
     let mut generics = generics.clone();
     for parameter in &mut generics.params {
@@ -227,7 +225,7 @@ fn refuse_packed(input: &DeriveInput) -> Result<(), Error> {
             if meta.path.is_ident("packed") {
                 packed = Some(meta.path.span());
             }
-            // `align(8)` and the like: skipped.
+            // Skips the argument of `align(8)` and of similar attributes.
             if meta.input.peek(syn::token::Paren) {
                 let inner;
                 syn::parenthesized!(inner in meta.input);

@@ -11,8 +11,8 @@ use super::spec::Hex;
 /// Keeps a range of code registered. Its drop begins the removal; see
 /// [`CodeSpec::owner`](crate::CodeSpec::owner).
 ///
-/// After the drop no thread may *begin* to run the code. Threads inside of it may finish, and
-/// return through it.
+/// After the drop no thread may *enter* the code. Threads inside of it may finish it, and return
+/// into it.
 #[must_use = "dropping the guard removes the code at the next stop"]
 pub struct CodeGuard {
     /// `Some` until the guard is dropped.

@@ -31,10 +31,10 @@ use crate::stopper::HOLDS_A_STOP;
 pub struct CodeSpec {
     /// The addresses that the code fills.
     pub range: Range<usize>,
-    /// What the code is.
+    /// The kind of the code.
     pub what: CodeWhat,
-    /// Keeps the code mapped. It is dropped after the guard, once no stack returns into the range,
-    /// on a thread that stops the world or drops it.
+    /// The owner of the code's memory. It is dropped after the guard was dropped and no stack
+    /// returns into the range, on a thread that stops or drops the world.
     pub owner: Option<Box<dyn Any + Send>>,
 }
 
@@ -70,17 +70,17 @@ impl fmt::Debug for CodeSpec {
     }
 }
 
-/// What a range of code is.
+/// The kind of a range of code, with the data of that kind.
 #[derive(Debug)]
 pub enum CodeWhat {
     /// Managed code: its outer frames are scanned by its stack maps.
     Managed {
-        /// How its frames are laid out.
+        /// The layout of its frames.
         frames: FrameRule,
-        /// Its stack maps.
+        /// The stack maps of its calls.
         maps: StackMaps,
-        /// Passed to [`RootSink::exact`](crate::RootSink::exact) with each slot. Its meaning is
-        /// the caller's.
+        /// A number that [`RootSink::exact`](crate::RootSink::exact) gets with each slot. The
+        /// caller decides its meaning.
         encoding: u32,
     },
     /// A thread is never stopped at an instruction of this range; the stopper signals it again a
@@ -91,9 +91,9 @@ pub enum CodeWhat {
     /// stop a thread that has a signal blocked grows with the depth of its stack.
     /// [`Restart`](Self::Restart) ranges do not have this cost.
     Unsafe,
-    /// A thread that is stopped inside this range goes on at the range's first instruction. It must
-    /// be safe to begin the range again from every instruction in it: it keeps its inputs, and only
-    /// its last instruction has an effect.
+    /// A thread that is stopped inside this range continues at the range's first instruction. It
+    /// must be safe to begin the range again after each of its instructions: it does not change its
+    /// inputs, and only its last instruction has an effect, except for effects that may be repeated.
     Restart,
 }
 
@@ -140,16 +140,16 @@ impl fmt::Display for CodeKind {
     }
 }
 
-/// Why a range of code was not registered.
+/// [`World::register_code`](crate::World::register_code) has failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CodeError {
-    /// The range holds no address.
+    /// The range is empty.
     Empty {
-        /// The range as it was given.
+        /// The refused range.
         range: Range<usize>,
     },
-    /// The range shares addresses with one that is registered already.
+    /// The range shares addresses with a registered one.
     Overlap {
         /// The refused range.
         range: Range<usize>,
@@ -166,10 +166,10 @@ pub enum CodeError {
     Outside {
         /// The range.
         range: Range<usize>,
-        /// Where the stack map says that its function or return address lies.
+        /// The address of the function, or the return address, in the stack map.
         address: usize,
     },
-    /// The calling thread has stopped a world, and has to resume it first.
+    /// The calling thread has stopped a world, and must resume it first.
     HoldsAStop,
 }
 

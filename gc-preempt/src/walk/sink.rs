@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-/// Receives what a walk finds.
+/// Receives the words that a walk reports.
 ///
 /// A walk calls it in the stopped world: an implementation must not call malloc, take a lock that a
 /// mutator may hold, or panic.
@@ -27,16 +27,15 @@ use std::ops::Range;
 /// }
 /// ```
 pub trait RootSink {
-    /// Each word of this range of addresses may be a reference or not. Both ends are multiples of
-    /// eight.
+    /// Each word of this range of addresses may be a reference. Both ends are multiples of eight.
     fn conservative(&mut self, words: Range<usize>);
 
-    /// The word at address `slot` is a reference in the given encoding: the number that the code
-    /// was registered with.
+    /// The word at address `slot` is a reference. `encoding` is the number that the code was
+    /// registered with.
     fn exact(&mut self, slot: usize, encoding: u32);
 
     /// The word at address `base` is a reference, and the word at address `derived` was computed
-    /// from it. A collector that moves nothing can ignore the second.
+    /// from it. A collector that moves no cells can ignore `derived`.
     fn derived(&mut self, base: usize, derived: usize, encoding: u32);
 }
 
@@ -59,11 +58,11 @@ pub struct WalkStats {
     pub conservative: u32,
     /// Of the conservative frames, managed frames whose return address no stack map names.
     pub unknown_sites: u32,
-    /// Injected calls whose hooks had not returned. Behind each of them the walk went on at the
+    /// Injected calls whose hooks had not returned. After each of them the walk continued at the
     /// interrupted instruction.
     pub injected: u32,
-    /// Whether the end of some frame was not known, so that the rest of the stack up to its base
-    /// was scanned word by word.
+    /// Whether the walk did not find the end of a frame, so that it scanned the rest of the stack,
+    /// up to its base, word by word.
     pub to_base: bool,
 }
 

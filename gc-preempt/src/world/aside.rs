@@ -32,22 +32,22 @@ use crate::unwind;
 use core::sync::atomic::Ordering;
 
 impl World {
-    /// Sets mutators aside that have been in `blocking` since the last call: from now on no stop
-    /// looks at them. Returns how many.
+    /// Sets mutators aside that have been in `blocking` since the last call, and returns their
+    /// number. Later stops pass over them.
     ///
-    /// `may` is called for each of them, with the registry lock held and the thread standing still.
-    /// If it returns `false`, the mutator is not set aside. Its changes of the mutator's record
-    /// happen before everything that the thread does after `blocking`. Attaching and stops wait for
-    /// the lock, so `may` must be short; and it must not take a lock that a mutator may hold
-    /// outside of `no_preempt`.
+    /// `may` is called for each of them. If it returns `false`, the mutator is not set aside. The
+    /// registry lock is held then, and the thread cannot leave `blocking`. Changes of the mutator's
+    /// record by `may` happen before everything that the thread does after `blocking`. Attaches and
+    /// stops wait for the lock, so `may` must be short. It must not take a lock that a mutator may
+    /// hold outside of `no_preempt`.
     ///
-    /// Only mutators that were attached with a [`back`](crate::MutatorHooks::back) hook and belong
-    /// to no other world are set aside. Does nothing on a thread that holds a stop.
+    /// Only mutators that were attached with a [`back`](crate::MutatorHooks::back) hook, and that
+    /// belong to no other world, are set aside. On a thread that holds a stop this does nothing.
     ///
     /// # Safety
-    /// The caller is the owner of the world, and no other part of the program calls this. For a
-    /// mutator that `may` accepts, it does by [`for_each_aside`](Self::for_each_aside),
-    /// [`Stopped::aside`] or the `back` hook what stops do for the others.
+    /// The caller owns the world, and no other part of the program calls this. For each mutator
+    /// that `may` accepts, the caller does the work of its stops in
+    /// [`for_each_aside`](Self::for_each_aside), [`Stopped::aside`] or the `back` hook.
     pub unsafe fn set_aside(&self, mut may: impl FnMut(&StoppedMutator<'_>) -> bool) -> usize {
         /// Mutators that are set aside, and that are looked at, under one lock.
         const PIECE: usize = 16;
@@ -82,16 +82,17 @@ impl World {
         }
     }
 
-    /// Calls `f` with `most` mutators that are aside, in places below `from`, under the registry
-    /// lock. Returns the place at which to go on; `None`: there are no more below. The first call
-    /// passes `usize::MAX`.
+    /// Calls `f` with `most` mutators that are aside, at places below `from`, under the registry
+    /// lock. Returns the place at which to continue, or `None` if no mutator is left. The first
+    /// call passes `usize::MAX`.
     ///
-    /// Places are counted downwards, so that a pass meets every mutator that was aside when the
-    /// pass began and still is. A mutator that is taken back leaves its place to one from further
-    /// up, which the pass has met, and may meet again.
+    /// A pass goes from the highest place down, so it reaches every mutator that is aside from its
+    /// beginning to its end. When a mutator is taken back, its place goes to one from a higher
+    /// place, which the pass has reached, and may reach again.
     ///
-    /// Mutators whose threads have ended by the bare `exit` system call are removed; their `gone`
-    /// hook is called. Returns `None` on a thread that holds a stop: see [`Stopped::aside`].
+    /// Mutators whose threads have ended by the bare `exit` system call are removed, and their
+    /// `gone` hook is called. On a thread that holds a stop this returns `None`: use
+    /// [`Stopped::aside`] there.
     pub fn for_each_aside(
         &self,
         from: usize,
@@ -124,7 +125,7 @@ impl World {
 }
 
 impl Stopped<'_> {
-    /// The mutators that are aside. They stand still, but this stop has not stopped them.
+    /// The mutators that are aside. They are held in `blocking`, but not by this stop.
     pub fn aside(&self) -> impl ExactSizeIterator<Item = StoppedMutator<'_>> {
         // SAFETY: this value holds the registry lock, and nothing changes the list while `self` is
         // borrowed.

@@ -31,8 +31,8 @@ impl World {
     /// process at a panic in a stopped world.
     ///
     /// # Errors
-    /// [`SetupError`] if the processor lacks XSAVE or the system refuses the handler, and on a
-    /// thread that holds a stop.
+    /// [`SetupError`]: the processor lacks XSAVE, the system refuses the handler, or the calling
+    /// thread holds a stop.
     pub fn new(config: Config) -> Result<Self, SetupError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         if holds_a_stop() {
@@ -69,10 +69,10 @@ impl World {
 
     /// Attaches the running thread. [`StoppedMutator::data`] returns `data` to a stopper.
     ///
-    /// Unblocks SIGURG on this thread; the last detach restores the mask. Gives the thread an
-    /// alternate signal stack that is large enough. The last detach restores the stack that the
-    /// thread had before; if it had none, Urge's stays until the thread ends. A stack that the host
-    /// sets meanwhile stays set.
+    /// The first attach unblocks SIGURG on this thread, and gives the thread an alternate signal
+    /// stack that is large enough. The last detach restores the signal mask and the former
+    /// alternate stack. If the thread had none, Urge's stack stays until the thread ends. A stack
+    /// that the host sets meanwhile stays set.
     ///
     /// # Errors
     /// [`AttachError`]: the thread is attached to this world already or holds a stop, or the system
@@ -81,16 +81,15 @@ impl World {
         attach::attach(&self.inner, data, None).map(|record| Mutator::new(record, self.clone()))
     }
 
-    /// [`attach`](Self::attach), with hooks for the end of a thread whose [`Mutator`] was leaked,
-    /// and for the end of a time [aside](Self::set_aside).
+    /// Attaches the running thread with hooks: for the end of a thread whose [`Mutator`] was
+    /// leaked, and for the return of a mutator that was [set aside](Self::set_aside).
     ///
     /// # Errors
     /// As [`attach`](Self::attach).
-    ///
     /// # Safety
-    /// Until the `Mutator` is dropped, these may be called with `data`: `hooks.at_exit` when the
-    /// thread runs its thread-local destructors, `hooks.gone` after the thread has ended without,
-    /// and `hooks.back` at any time before.
+    /// Until the `Mutator` is dropped, these functions may be called with `data`: `hooks.at_exit`
+    /// when the thread runs its thread-local destructors, `hooks.gone` after the thread has ended
+    /// without running them, and `hooks.back` at any time before that.
     pub unsafe fn attach_with(
         &self,
         data: *mut (),
@@ -101,10 +100,9 @@ impl World {
     }
 
     /// Sets the hooks that run around a fork by any thread of the process.
-    ///
     /// # Safety
-    /// The hooks must be callable at a fork for as long as this world lives. glibc keeps malloc
-    /// usable in all three.
+    /// The hooks may be called at any fork while this world lives. glibc allows malloc in all
+    /// three.
     pub unsafe fn on_fork(&self, hooks: ForkHooks) {
         let lock = lock();
         // SAFETY: the registry lock is held, by `lock` or by the stop of this thread, which does
@@ -113,16 +111,18 @@ impl World {
         drop(lock);
     }
 
-    /// Registers a range of code. See [`CodeSpec`].
+    /// Registers a range of code, described by `spec`.
     ///
     /// # Errors
-    /// [`CodeError`] if the range is empty or overlaps another, and on a thread that holds a stop.
+    /// [`CodeError`]: the range is empty or overlaps another, or the calling thread holds a stop.
     ///
     /// # Safety
-    /// `spec` is true: the range stays mapped until its owner is dropped (for ever without one);
-    /// managed code keeps the System V convention, its frame rule and its stack maps; a restart
-    /// range may be begun again from every instruction in it. A walk does not report words that the
-    /// maps do not name, so a wrong map loses objects.
+    /// * The range stays mapped until its owner is dropped; without an owner, as long as the
+    ///   process lives.
+    /// * Managed code follows the System V convention and its frame rule.
+    /// * Its stack maps name every reference: a walk does not report other words, so a wrong map
+    ///   loses objects.
+    /// * A restart range may begin again after any of its instructions.
     pub unsafe fn register_code(&self, spec: CodeSpec) -> Result<CodeGuard, CodeError> {
         let spec = spec.checked()?;
         let _lock = lock()?;
@@ -130,27 +130,28 @@ impl World {
         unsafe { CODE.register(self.inner.id, spec) }
     }
 
-    /// Stops every mutator of this world, and returns when all stand still. They stay stopped until
+    /// Stops every mutator of this world, and returns when all are stopped. They stay stopped until
     /// the result is resumed or dropped. Mutators that [`set_aside`](Self::set_aside) has set aside
-    /// stand still already, and the stop does not look at them.
+    /// count as stopped already: the stop passes over them.
     ///
-    /// Before the stop begins, the mutators run for as long as the last stop has held them, 10 ms
-    /// at most, so that stops back to back leave them half of the time.
+    /// Before the stop begins, the mutators run for as long as the last stop held them, at most 10
+    /// ms. So consecutive stops leave them half of the time.
     ///
     /// Until the resume the calling thread must not take a lock that a stopped thread may hold: no
-    /// malloc, no printing, no `dl_iterate_phdr`. To attach or to register code returns an error.
+    /// malloc, no printing, no `dl_iterate_phdr`. An attach and a registration of code return an
+    /// error.
     ///
     /// # Errors
-    /// [`StopError`] if the caller is itself a mutator of this world, or holds a stop, of any
-    /// world.
+    /// [`StopError`]: the caller is a mutator of this world, or holds a stop of any world.
     pub fn stop(&self) -> Result<Stopped<'_>, StopError> {
         self.stop_those(None)
     }
 
-    /// Loads what the walks of the next stop need into this core's caches, while the mutators run.
+    /// Loads data that the walks of the next stop need into this core's caches, while the mutators
+    /// run. It makes the next pause shorter, and changes nothing else.
     ///
-    /// For a thread that is about to stop the world to walk its stacks, and has worked on other
-    /// data before. It makes the next pause shorter, and changes nothing else.
+    /// For a thread that is about to stop the world and to walk stacks, after it has worked on
+    /// other data.
     ///
     /// ```
     /// let world = gc_preempt::World::new(gc_preempt::Config::default())?;
@@ -168,11 +169,10 @@ impl World {
         unsafe { walk::warm_up_walks(&CODE, members.iter().map(|m| m.record)) };
     }
 
-    /// Stops one mutator only, and calls `f` with it.
+    /// Stops one mutator, calls `f` with it, and resumes it.
     ///
     /// # Errors
-    /// [`HandshakeError`] if there is no such mutator, if it is the caller, or if the caller holds
-    /// a stop.
+    /// [`HandshakeError`]: there is no such mutator, it is the caller, or the caller holds a stop.
     pub fn handshake<R>(
         &self,
         id: MutatorId,
@@ -187,7 +187,7 @@ impl World {
         result.ok_or(HandshakeError::NoSuchMutator(id))
     }
 
-    /// The number of SIGURGs in the process so far that no stop has asked for.
+    /// The number of SIGURGs that this process has received without a stop's request.
     pub fn stray_signals() -> u64 {
         handler::strays()
     }

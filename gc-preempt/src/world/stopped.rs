@@ -12,7 +12,7 @@ use crate::stop_number::RESUMED;
 use crate::stopped_mutator::StoppedMutator;
 use crate::{acknowledgements, arch, attach, park, stopper};
 
-/// A world whose mutators all stand still. Its drop resumes them.
+/// A world whose mutators are all stopped. Its drop resumes them.
 ///
 /// ```
 /// let world = gc_preempt::World::new(gc_preempt::Config::default())?;
@@ -32,7 +32,7 @@ pub struct Stopped<'w> {
     pub(super) requested: Instant,
     pub(super) stopped_at: Instant,
     pub(super) report: StopReport,
-    /// It is not `Send`: the registry knows its thread as the stopper.
+    /// Not `Send`, since the registry records the thread as the stopper.
     pub(super) _on_its_thread: PhantomData<*mut ()>,
 }
 
@@ -70,7 +70,7 @@ impl Stopped<'_> {
             .map(|member| unsafe { member.stopped(self.number) })
     }
 
-    /// Lets all mutators go on, and returns the times of the stop.
+    /// Resumes all mutators, and returns the times of the stop.
     pub fn resume(mut self) -> StopReport {
         self.finish();
         self.report
@@ -177,12 +177,13 @@ pub struct StopReport {
     pub time_to_stop: Duration,
     /// From the request until the resume was published.
     pub pause: Duration,
-    /// Mutators that were stopped, without the mutators aside.
+    /// Mutators that were stopped, without those aside.
     pub mutators: u32,
     /// Of these, the mutators that were running and were signalled.
     pub signalled: u32,
     /// Of these, the mutators that were blocked, or still parked from the stop before.
     pub held: u32,
-    /// Signals that were sent again, since they had met a thread where it could not stop.
+    /// Signals that were sent again, since a thread could not be stopped where the first one found
+    /// it.
     pub deferrals: u32,
 }
