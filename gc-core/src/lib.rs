@@ -152,7 +152,7 @@
 //! Threads are stopped by SIGURG. If the host installed a handler for it earlier, that handler is
 //! called for each signal. errno is kept. The kernel restarts most system calls. The others
 //! (`poll`, `epoll_wait`, `nanosleep`, socket calls with a timeout) fail with EINTR, and a `write`
-//! or `read` of many bytes may transfer a part of them; [`World`](gc_preempt::World) has the list.
+//! or `read` of many bytes may transfer a part of them; [`gc_preempt`] has the list.
 //! Make such calls inside `blocking`, where no signal comes. If the host blocks SIGURG, or replaces
 //! the handler without calling it, a watchdog names the thread on stderr. With `URGE_ASYNC=0` no
 //! signals are sent: threads then stop when they allocate or block, and when `no_preempt` ends.

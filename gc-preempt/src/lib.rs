@@ -1,16 +1,19 @@
 //! Stops threads at any instruction, reports their state, and resumes them there.
 //!
 //! This crate is the lower half of Urge, and has no heap. A [`World`] is a set of threads, its
-//! mutators. [`World::stop`] sends SIGURG to each of them, and returns when all stand still, at
-//! *any* instruction: the code between two stops pays nothing, no poll, no load, no branch. A
-//! mutator in a [`blocking`](Mutator::blocking) region is held without a signal.
-//! [`StoppedMutator::walk`] reports where the references of a thread are. Registers and the
-//! innermost frame are reported word by word, since no compiler makes a map for every instruction;
-//! outer managed frames exactly, by the stack maps of their calls; native frames word by word,
-//! between the bounds from their unwind tables.
+//! mutators. [`World::stop`] sends SIGURG to each of them, and returns when all are stopped, at
+//! *any* instruction. The code between two stops pays nothing: no poll, no load, no branch. A stop
+//! holds a mutator in a [`blocking`](Mutator::blocking) region without a signal.
 //!
-//! Go 1.14 stops its loops so ("Pardon the Interruption: Loop Preemption in Go 1.14"). This crate
-//! does it for any runtime.
+//! [`StoppedMutator::walk`] reports the places of a thread's references:
+//!
+//! * registers and the innermost frame word by word, since no compiler makes a map for every
+//!   instruction,
+//! * outer managed frames exactly, by the stack maps of their calls,
+//! * native frames word by word, between the bounds from their unwind tables.
+//!
+//! Go 1.14 stops its loops in this way ("Pardon the Interruption: Loop Preemption in Go 1.14").
+//! This crate stops the threads of any runtime.
 //!
 //! ```
 //! use gc_preempt::{Config, World};
@@ -64,16 +67,16 @@
 //! * **Short transfers.** A `write`, `send`, `read` or `sendfile` that has transferred a part of
 //!   its bytes returns their number. Call it in a loop, as for any signal, or in `blocking`, where
 //!   it is not interrupted.
-//! * **errno** is kept by stops and by every wait of this crate; after `blocking` it is as the
-//!   closure has left it.
+//! * **errno.** Stops and all waits of this crate keep errno. After `blocking` it is as the closure
+//!   left it.
 //! * **Cancellation.** `pthread_exit` and deferred cancellation (the default type) work in and
 //!   outside of `blocking`: the thread unwinds, and is detached. A cancellation that comes while
 //!   the thread is stopped takes effect after the resume. A mutator must not enable *asynchronous*
 //!   cancellation around calls of this crate, which are no more async-cancel-safe than `malloc`; in
 //!   loops of its own it may.
-//! * **The bare `exit` system call** on a mutator's thread is noticed by the next stop, which
-//!   leaves the thread out. The words of its stack are no roots from then on. The stack must not be
-//!   unmapped while a stop is under way. `pthread_join` on such a thread may unmap it, so end
+//! * **The bare `exit` system call.** The next stop notices that a mutator's thread has ended so,
+//!   and leaves the thread out: the words of its stack are no roots any more. Nothing may unmap
+//!   that stack while a stop is under way. `pthread_join` on the thread may unmap it, so end
 //!   threads in another way if you can.
 //!
 //! # Rules for the time of a stop
@@ -82,9 +85,9 @@
 //! stopped thread may hold: no malloc, no printing, no call of the loader. A panic in that time
 //! ends the process with a message.
 //!
-//! A thread inside [`no_preempt`](Mutator::no_preempt) must not wait for another mutator: that one
-//! may be stopped already, and is not resumed before the waiting thread has stopped. So no malloc
-//! in `no_preempt`, and none under a lock that is taken there.
+//! A thread inside [`no_preempt`](Mutator::no_preempt) must not wait for another mutator: a stop
+//! may hold that mutator already, and does not resume it before the waiting thread has stopped. So
+//! do not call malloc in `no_preempt`, nor under a lock that a thread takes in `no_preempt`.
 
 mod acknowledgements;
 mod altstack;
@@ -151,8 +154,8 @@ pub use strict_allocator::StrictAllocator;
 pub use walk::{RootSink, WalkStats};
 pub use world::{StopReport, Stopped};
 
-/// What a runtime on top of this crate needs of the system: a lock and futexes that work where
-/// malloc must not be called, and a guard that keeps errno.
+/// System facilities for a runtime on top of this crate: a lock and futexes that work where malloc
+/// must not be called, and a guard that keeps errno.
 pub mod sys {
     pub use crate::park::{Mutex, MutexGuard, wait as futex_wait, wake as futex_wake};
     pub use crate::quiet::KeepErrno;

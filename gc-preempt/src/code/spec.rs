@@ -93,7 +93,8 @@ pub enum CodeWhat {
     Unsafe,
     /// A thread that is stopped inside this range continues at the range's first instruction. It
     /// must be safe to begin the range again after each of its instructions: it does not change its
-    /// inputs, and only its last instruction has an effect, except for effects that may be repeated.
+    /// inputs, and only its last instruction has an effect, except for effects that may be
+    /// repeated.
     Restart,
 }
 
