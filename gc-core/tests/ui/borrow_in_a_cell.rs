@@ -1,4 +1,4 @@
-//! What lies in the heap cannot borrow from outside of it.
+//! A value in the heap cannot borrow from outside of it.
 use gc_core::Heap;
 
 fn main() {

@@ -1,10 +1,10 @@
-//! What can be changed by `&self` is not what it is for a supertype: one would store what the other may not load.
+//! Types that `&self` can change are invariant: a value stored as one type is loaded as another.
 use gc_core::{Array, Ephemeron, Field, Local, Scope, Weak, WeakArray, WeakMap};
 use std::sync::Arc;
 
-/// Takes any string. A subtype of the other one.
+/// Takes any string. A subtype of `Stat`.
 type Any = Arc<for<'a> fn(&'a str)>;
-/// Takes strings that live for ever.
+/// Takes `'static` strings only.
 type Stat = Arc<fn(&'static str)>;
 
 fn field(it: &Field<Any>) -> &Field<Stat> {
@@ -31,11 +31,11 @@ fn map_key(it: &WeakMap<Any, u64>) -> &WeakMap<Stat, u64> {
 fn map_value(it: &WeakMap<u64, Any>) -> &WeakMap<u64, Stat> {
     it
 }
-/// Nor by way of a handle.
+/// The same through a handle.
 fn handle<'s>(it: Local<'s, Field<Any>>) -> Local<'s, Field<Stat>> {
     it
 }
-/// A scope is no other scope, neither a longer nor a shorter one.
+/// A scope's lifetime can be neither shortened nor lengthened.
 fn shorter<'a: 'b, 'b>(it: &'b Scope<'a>) -> &'b Scope<'b> {
     it
 }

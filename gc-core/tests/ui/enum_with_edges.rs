@@ -1,4 +1,4 @@
-//! Edges lie at fixed offsets.
+//! An enum cannot hold edges: an edge lies at a fixed offset.
 use gc_core::{Field, Trace};
 
 #[derive(Trace)]

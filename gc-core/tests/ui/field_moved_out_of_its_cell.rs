@@ -1,4 +1,4 @@
-//! A field does not leave its cell, nor does anything else.
+//! A member of a cell can be neither moved out nor assigned.
 #![allow(unused)]
 use gc_core::{Field, Heap, Trace};
 

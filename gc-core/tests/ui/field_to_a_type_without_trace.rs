@@ -1,4 +1,4 @@
-//! An edge leads to what can lie in a cell.
+//! An edge leads only to a type that implements `Trace`.
 use gc_core::{Field, Trace};
 
 struct Unknown;

@@ -1,4 +1,4 @@
-//! The collector does not look into a Vec: its memory moves when it grows.
+//! A `Vec` cannot hold fields: the collector does not trace it, and it moves them as it grows.
 use gc_core::{Field, Trace};
 
 #[derive(Trace)]

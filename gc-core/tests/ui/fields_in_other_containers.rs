@@ -1,4 +1,4 @@
-//! Nor into anything else that could move a field while a marker reads it.
+//! No container can hold fields if it could move them while a marker reads them.
 use gc_core::{Field, Trace};
 use std::sync::Mutex;
 

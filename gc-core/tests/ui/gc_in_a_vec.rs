@@ -1,4 +1,4 @@
-//! A bare pointer is the fast tier's: in a Vec it would dangle, so safe code cannot make one, nor put one into a cell.
+//! A `Gc` would dangle in a `Vec`, so safe code can neither make one nor put one into a cell.
 use gc_core::{Gc, Heap, Trace};
 
 fn may_lie_in_a_cell<T: Trace>() {}

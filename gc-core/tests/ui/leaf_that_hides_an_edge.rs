@@ -1,4 +1,4 @@
-//! A leaf has no edges, in no variant.
+//! A leaf has no edges in any variant.
 use gc_core::{Field, Leaf};
 
 #[derive(Leaf)]

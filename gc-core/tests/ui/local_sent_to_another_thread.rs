@@ -1,4 +1,4 @@
-//! A local stays on its thread, even where that thread waits.
+//! A local cannot be sent to another thread.
 use gc_core::{Field, Heap, Trace};
 
 include!("shared/node.rs");

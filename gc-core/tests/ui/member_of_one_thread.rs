@@ -1,4 +1,4 @@
-//! Cells are shared between threads, so what they hold must be Send and Sync: an Rc or a Cell is not.
+//! Threads share cells, so members must be Send and Sync; an Rc or a Cell is not.
 use gc_core::{Field, Trace};
 use std::cell::Cell;
 

@@ -1,4 +1,4 @@
-//! A member must say whether it holds edges.
+//! The type of each member must implement `Trace`.
 use gc_core::{Field, Trace};
 
 struct Unknown {

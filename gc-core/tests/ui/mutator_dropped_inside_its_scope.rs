@@ -1,4 +1,4 @@
-//! A mutator outlives its scopes.
+//! A mutator cannot be dropped while one of its scopes is open.
 use gc_core::{Field, Heap, Trace};
 
 include!("shared/node.rs");

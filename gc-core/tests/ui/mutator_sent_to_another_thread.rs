@@ -1,4 +1,4 @@
-//! A mutator is its thread's: each thread attaches for itself.
+//! A mutator cannot be sent to another thread: each thread attaches itself.
 use gc_core::Mutator;
 
 fn is_send<T: Send>() {}

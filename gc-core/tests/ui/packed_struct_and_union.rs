@@ -1,4 +1,4 @@
-//! Edges are aligned words, and known to be there.
+//! Packed structs and unions are refused: an edge is aligned, and always present.
 use gc_core::{Leaf, Trace};
 
 #[derive(Trace)]

@@ -1,4 +1,4 @@
-//! The heap's own rooms believe what they are told. With the feature that opens them to harnesses, the only door to them is unsafe.
+//! With the feature `internals`, the heap's own modules are reached by an unsafe function only.
 use gc_core::internals::{Space, SpaceConfig};
 use gc_core::raw::Cell;
 use gc_core::internals::{MarkQueue, Marker, WeakWork};

@@ -1,4 +1,4 @@
-//! Who says by hand where the edges are, says so unsafely.
+//! An implementation of `Trace` by hand is unsafe: it says where the edges are.
 use gc_core::Trace;
 
 struct Node(u64);

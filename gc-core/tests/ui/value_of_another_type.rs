@@ -1,4 +1,4 @@
-//! A field takes handles on its own type.
+//! A field takes handles of its own type only.
 use gc_core::{Field, Heap, Trace};
 
 include!("shared/node.rs");

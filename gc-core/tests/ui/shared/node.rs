@@ -1,4 +1,4 @@
-// The cell that many of these tests are about.
+// The node type of most of these programs.
 #[derive(Trace, Default)]
 struct Node {
     next: Field<Node>,
