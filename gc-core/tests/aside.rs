@@ -309,7 +309,8 @@ fn h98_what_a_thread_has_on_its_stack_that_comes_back_while_a_cycle_marks_lives(
     );
 }
 
-/// The same for a cell in a handle of a scope.
+/// A mutator that returns while a cycle marks is scanned first, so the cells in its handles live.
+/// With `back-unscanned` planted, they are freed.
 #[test]
 fn h98_what_a_thread_has_in_a_scope_that_comes_back_while_a_cycle_marks_lives() {
     hazard(

@@ -67,6 +67,7 @@ struct Wrapped<T: Clone>(Field<Wrapped<T>>, T, Inner<T>);
 #[derive(Trace)]
 struct Inner<T>(Field<Self>, T);
 
+/// Values of the derived types can be allocated, and their fields lead to cells.
 #[test]
 fn the_derives_take_what_they_should() {
     let heap = Heap::builder().reserve(1 << 30).build().unwrap();

@@ -14,6 +14,7 @@ mod jit;
 #[path = "../examples/worker_pool.rs"]
 mod worker_pool;
 
+/// Runs an example in a child of the test `name`. Panics unless the example's own assertions hold.
 fn check(name: &str, main: fn() -> Result<(), Box<dyn std::error::Error>>) {
     if common::is_child() {
         return main().unwrap();

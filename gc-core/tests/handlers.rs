@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 enum Wait {
     /// The handler spins, and is stopped by the signal.
     Spin,
-    /// The same, installed with SA_NODEFER: no signal is blocked while the handler runs.
+    /// The handler spins, and was installed with SA_NODEFER: no signal is blocked while it runs.
     SpinNodefer,
     /// The handler waits in `blocking`, and is held without a signal.
     Block,
@@ -218,8 +218,8 @@ fn h25_a_stop_in_a_handler_that_interrupted_a_store_loses_nothing() {
     hazard(name, "handlers-unmoved", || marking_begins(Wait::Spin));
 }
 
-/// The same where the handler runs with an empty mask: the stopper's walk moves the store. With
-/// `no-outer-restart` planted, an overwritten value is lost.
+/// A handler with an empty mask interrupted a store: the stopper's walk moves the store to its
+/// start. With `no-outer-restart` planted, an overwritten value is lost.
 #[test]
 fn h25_a_stop_in_a_handler_without_a_mask_that_interrupted_a_store_loses_nothing() {
     let name = "h25_a_stop_in_a_handler_without_a_mask_that_interrupted_a_store_loses_nothing";
@@ -244,16 +244,16 @@ fn h25_a_signal_frame_is_found_where_no_table_leads_to_it() {
     }
 }
 
-/// The same where the handler waits in `blocking`. With `no-outer-restart` planted, an overwritten
-/// value is lost.
+/// A handler that waits in `blocking` interrupted a store: the stopper's walk moves the store to
+/// its start. With `no-outer-restart` planted, an overwritten value is lost.
 #[test]
 fn h25_a_stop_in_a_blocking_handler_that_interrupted_a_store_loses_nothing() {
     let name = "h25_a_stop_in_a_blocking_handler_that_interrupted_a_store_loses_nothing";
     hazard(name, "no-outer-restart", || marking_begins(Wait::Block));
 }
 
-/// The same where the handler parks at the end of a `no_preempt` section. With `handlers-unmoved`
-/// planted, an overwritten value is lost.
+/// A handler that parks at the end of a `no_preempt` section interrupted a store: the thread moves
+/// the store to its start. With `handlers-unmoved` planted, an overwritten value is lost.
 #[test]
 fn h25_a_stop_at_a_poll_of_a_handler_that_interrupted_a_store_loses_nothing() {
     let name = "h25_a_stop_at_a_poll_of_a_handler_that_interrupted_a_store_loses_nothing";

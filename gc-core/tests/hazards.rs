@@ -136,8 +136,8 @@ fn h23_h26_cells_allocated_from_a_run_that_a_collection_interrupted_live() {
     );
 }
 
-/// The same holds for cells from holes that the mutator took before the collection. With
-/// `white-holes` planted, they are freed.
+/// Cells that a mutator allocates from holes which it took before a collection live, because the
+/// stop marks them. With `white-holes` planted, they are freed.
 #[test]
 fn h23_cells_allocated_from_holes_that_were_taken_before_a_collection_live() {
     let name = "h23_cells_allocated_from_holes_that_were_taken_before_a_collection_live";

@@ -50,8 +50,8 @@ fn a_leaked_mutator_takes_only_its_own_thread_along() {
     beside(|heap| std::mem::forget(heap.attach().unwrap()));
 }
 
-/// The same for a mutator in a thread-local variable that is destroyed after the thread has
-/// detached.
+/// A mutator in a thread-local variable that is destroyed after the thread has detached takes no
+/// other mutator along.
 #[test]
 fn a_mutator_in_a_thread_local_takes_only_its_own_thread_along() {
     thread_local! {

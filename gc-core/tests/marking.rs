@@ -590,8 +590,8 @@ fn what_finalizers_take_while_a_cycle_marks_lives_on() {
             finalizable(&m, k, LEN);
             wipe_stack();
             m.collect();
-            // The loop takes cells while the queue is being marked, and then stores them where the
-            // root leads to them.
+            // The mutator takes cells while the queue is being marked, and then stores them where
+            // the root leads to them.
             let mut taken = [(0, 0); LEN];
             let n = while_marking(&m, k, || {
                 for (n, taken) in taken.iter_mut().enumerate() {

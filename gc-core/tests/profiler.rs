@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 static STOPPED: AtomicBool = AtomicBool::new(false);
 /// Runs of the profiler's handler on a running mutator.
 static TICKS: AtomicU64 = AtomicU64::new(0);
-/// Those runs that began while the world was stopped.
+/// Runs of the handler that began while the world was stopped.
 static IN_STOPS: AtomicU64 = AtomicU64::new(0);
-/// Those runs that began before a stop and ended after it.
+/// Runs of the handler that began before a stop and ended after it.
 static ACROSS: AtomicU64 = AtomicU64::new(0);
 /// Stops so far.
 static STOPS: AtomicU64 = AtomicU64::new(0);

@@ -91,8 +91,9 @@ fn h70_a_root_that_is_moved_by_an_unattached_thread_before_it_is_scanned_lives()
     });
 }
 
-/// The same in a heap that marks in a stop: the stop takes the words that such threads log. With
-/// `roots-logged-in-vain` planted, it does not. `slow-roots` gives the thread time to move roots.
+/// In a heap that marks in a stop, a thread that is no mutator may move roots during the stop: the
+/// stop takes the words that the thread logs. With `roots-logged-in-vain` planted, it does not.
+/// `slow-roots` gives the thread time to move roots.
 #[test]
 fn h70_a_root_that_is_moved_in_a_stop_lives_where_mutators_do_not_run_beside_cycles() {
     let name = "h70_a_root_that_is_moved_in_a_stop_lives_where_mutators_do_not_run_beside_cycles";

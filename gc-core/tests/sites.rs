@@ -237,7 +237,7 @@ fn h90_two_collections_later_a_stop_does_not_look_at_sites_that_were_used_once()
         m.collect();
         let stats = heap.stats();
         assert!(stats.last.sites_in_stops <= FEW, "{:?}", stats.last);
-        // The same again, for the same sites.
+        // The mutator uses all these sites once more.
         many_sites(&heap, &m, N);
         m.collect();
         m.collect();

@@ -269,7 +269,7 @@ fn h24_a_large_object_is_found_only_with_its_record() {
                     }
                     Ok(())
                 });
-                // The loop goes on until the looker has found enough cells. A looker that failed
+                // The rounds go on until the looker has found enough cells. A looker that failed
                 // finds no more.
                 let mut round = 0;
                 while round < 2000 || (found.load(Relaxed) < 1000 && !looker.is_finished()) {

@@ -8,6 +8,7 @@ use gc_preempt::StrictAllocator;
 #[global_allocator]
 static STRICT: StrictAllocator = StrictAllocator;
 
+/// Each program in `tests/ui` is refused with the error beside it.
 #[test]
 fn what_would_dangle_does_not_compile() {
     trybuild::TestCases::new().compile_fail("tests/ui/*.rs");

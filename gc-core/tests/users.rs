@@ -1,5 +1,5 @@
-//! What another crate can use of this one when it is built as users build it: without the features
-//! that the workspace's own tests turn on.
+//! The items that another crate can use when this one is built as users build it: without the
+//! features that the workspace's own tests turn on.
 //!
 //! Each file of `tests/users/` is a program of such a crate. The test writes the crate into cargo's
 //! directory for tests, and checks it there.

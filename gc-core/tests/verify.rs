@@ -34,7 +34,7 @@ fn push(heap: &Heap, pause: Duration) {
     );
 }
 
-/// The same, with the heads as values of pairs whose keys live.
+/// Puts cells in front of lists whose heads are values of pairs. The keys live.
 fn push_to_pairs(heap: &Heap) {
     let k = common::kinds(heap);
     let pairs = heap

@@ -270,7 +270,7 @@ fn finalizers_get_their_cell_whole_once_and_in_order() {
             m.collect();
             let dead = heap.finalizers_waiting();
             assert!(dead >= n as u64 - 4, "{dead}");
-            // They wait in the queue until a mutator drains it.
+            // The dead cells wait in the queue until a mutator drains it.
             for _ in 0..3 {
                 garbage(&m, k, 2000);
                 m.collect();
@@ -365,7 +365,7 @@ fn threads_share_the_queue() {
     share_the_queue(&heap, k);
 }
 
-/// The same, while one cycle follows another.
+/// Two threads register and two drain while one cycle follows another.
 #[test]
 fn threads_share_the_queue_while_cycles_follow_each_other() {
     let (heap, k) = common::continuous();
@@ -513,7 +513,7 @@ fn h80_a_weak_word_gives_no_object_whose_finalizer_has_been_handed_out_and_a_lon
         || {
             let heap = Heap::builder().reserve(1 << 30).build().unwrap();
             short_and_long(&heap, 200);
-            // So many objects that weak words are cleared beside the mutators.
+            // With 20,000 objects, weak words are cleared beside the mutators.
             short_and_long(&heap, 20_000);
             let heap = Heap::builder()
                 .reserve(1 << 30)

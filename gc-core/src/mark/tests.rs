@@ -180,7 +180,8 @@ proptest! {
         check_graph(&nodes, &links, &roots, 1 << 16);
     }
 
-    /// The same where most edges lead to a cell of the same page, which page-local tracing follows.
+    /// The marked cells are the reachable ones where most edges lead to a cell of the same page,
+    /// which page-local tracing follows.
     #[test]
     fn neighbours_are_marked_like_others(
         shape in 0..SHAPES.len(),
