@@ -150,7 +150,7 @@ fn of(memory: &mut [u8]) -> libc::stack_t {
     }
 }
 
-// ---- which stack the handler runs on ------------------------------------------------------------
+// ---- the stack that the handler runs on ---------------------------------------------------------
 
 #[test]
 fn h46_a_call_is_injected_only_from_the_threads_alternate_stack() {
@@ -243,7 +243,7 @@ fn h47_the_handler_does_not_run_on_a_hosts_small_alternate_stack() {
     );
 }
 
-// ---- who owns which alternate stack -------------------------------------------------------------
+// ---- the owners of alternate stacks -------------------------------------------------------------
 
 /// A host sets its own alternate stack before a detach, and afterwards restores the old one, which
 /// is Urge's.
@@ -359,7 +359,7 @@ fn h47_a_hosts_large_handler_has_room_after_attaching_as_before() {
     );
 }
 
-// ---- other stacks inside of the thread's own, and what is left on it ----------------------------
+// ---- other stacks inside the thread's own, and words left on it ---------------------------------
 
 /// The complement of the word that the walks count, so that the word itself lies in no other place.
 const ROOT: usize = !0x00ab_cdef_1234_5678;

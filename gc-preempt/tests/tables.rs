@@ -269,7 +269,7 @@ fn h53_a_frame_without_a_word_of_its_return_address_is_not_the_outermost() {
     });
 }
 
-// ---- what reading takes -------------------------------------------------------------------------
+// ---- memory that reading takes ------------------------------------------------------------------
 
 /// The process's peak resident memory, in bytes.
 fn peak() -> usize {
@@ -327,7 +327,7 @@ fn h55_unwind_tables_are_not_run_again_and_again() {
     });
 }
 
-// ---- what registering takes ---------------------------------------------------------------------
+// ---- work that registering takes ----------------------------------------------------------------
 
 /// Registers a region of 64 bytes without an owner. A JIT compiler registers many such regions and
 /// keeps its arena by each function's owner. If each registration or removal read all others, the

@@ -110,8 +110,8 @@ struct Pause {
     /// Threads in loops [default: one for each processor]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096))]
     threads: Option<u32>,
-    /// Blocks of stops, in alternation with blocks of the signal floor; a block of a thousand
-    /// threads takes minutes
+    /// Blocks of stops, in alternation with blocks of the signal floor; with a thousand threads a
+    /// block takes minutes
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
     blocks: u32,
     /// Rounds in a block [default: 500; fewer with more than 16 threads]

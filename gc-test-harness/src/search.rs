@@ -110,6 +110,7 @@ fn set(seed: u64) {
 pub(crate) fn name_in_crashes() {
     extern "C" fn crashed(signal: libc::c_int) {
         let mut text = *b"gclab: crashed in the case of seed 00000000000000000000\n";
+        // Relaxed: see `set`.
         let mut seed = SEED.load(Ordering::Relaxed);
         for digit in text[35..55].iter_mut().rev() {
             *digit = b'0' + (seed % 10) as u8;

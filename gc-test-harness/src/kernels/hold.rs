@@ -65,6 +65,8 @@ pub fn while_held<R>(
     held: impl FnOnce() -> R,
 ) -> R {
     let _one = HOLDING.lock().unwrap_or_else(PoisonError::into_inner);
+    // SeqCst, here and below: the flags pair with the plain loads and stores of the assembly, which
+    // x86-64 keeps in order.
     READY.store(false, Ordering::SeqCst);
     RELEASE.store(false, Ordering::SeqCst);
     /// Releases the thread also when `held` panics. Otherwise the scope would wait forever.

@@ -169,6 +169,7 @@ struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
     fn drop(&mut self) {
+        // Release: pairs with the Acquire loads of `over` by the mutator and the driver.
         self.0.store(true, Ordering::Release);
     }
 }
@@ -321,6 +322,7 @@ struct Driven {
 
 impl Driver<'_> {
     fn is_over(&self) -> bool {
+        // Acquire: pairs with the Release store in `Over::drop`.
         self.signs.over.load(Ordering::Acquire)
     }
 
@@ -351,6 +353,7 @@ impl Driver<'_> {
                     progress.show(seen - first - u64::from(block), u64::from(cycles));
                 }
             }
+            // Release, here and below: pairs with the mutator's Acquire load.
             self.signs.quiet.store(true, Ordering::Release);
             let measured = self.floor_block(&mut driven);
             self.signs.quiet.store(false, Ordering::Release);
@@ -397,6 +400,7 @@ impl Driver<'_> {
 
     /// Waits until the mutator was seen to run.
     fn settle(&self) {
+        // Relaxed, here and below: only a change counts.
         let seen = self.signs.place.load(Ordering::Relaxed);
         let begun = Instant::now();
         while self.signs.place.load(Ordering::Relaxed) == seen

@@ -98,6 +98,7 @@ pub struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
     fn drop(&mut self) {
+        // Release: pairs with the Acquire load in `Crew::is_over`.
         self.0.store(true, Ordering::Release);
     }
 }
@@ -131,11 +132,13 @@ impl<'a> Crew<'a> {
 
     /// The number of threads that have attached.
     pub fn started(&self) -> usize {
+        // Acquire: pairs with the Release addition in `thread`, which comes after the attach.
         self.started.load(Ordering::Acquire)
     }
 
     /// Whether the crew has ended.
     pub fn is_over(&self) -> bool {
+        // Acquire: pairs with the Release stores in `fail` and `Over::drop`.
         self.over.load(Ordering::Acquire)
     }
 
@@ -146,11 +149,13 @@ impl<'a> Crew<'a> {
 
     /// Answers that were compared with the known value and were right.
     pub fn answers(&self) -> u64 {
+        // Relaxed: a count, which orders nothing.
         self.answers.load(Ordering::Relaxed)
     }
 
     /// Counts one more right answer.
     pub fn right(&self) {
+        // Relaxed: a count, which orders nothing.
         self.answers.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -164,6 +169,7 @@ impl<'a> Crew<'a> {
     pub fn fail(&self, why: String) {
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         failure.get_or_insert(why);
+        // Release: pairs with the Acquire load in `is_over`.
         self.over.store(true, Ordering::Release);
     }
 
@@ -174,6 +180,7 @@ impl<'a> Crew<'a> {
             .attach()
             .map_err(|e| e.to_string())
             .and_then(|mutator| {
+                // Release: pairs with the Acquire load in `started`.
                 self.started.fetch_add(1, Ordering::Release);
                 work(self, &mutator)
             });

@@ -248,6 +248,7 @@ struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
     fn drop(&mut self) {
+        // Release: pairs with the Acquire loads of `over` by the threads and the measurement.
         self.0.store(true, Ordering::Release);
     }
 }
@@ -260,6 +261,8 @@ impl Crew<'_> {
         let mutator = self.heap.attach().map_err(PauseError::heap)?;
         let _member = self.floor.enroll();
         let live = ring(&Allocator::new(&mutator, self.site), &[1; LIVE]);
+        // Release: pairs with the Acquire loads of `working`, so that the thread has attached and
+        // joined the floor by then.
         self.working.fetch_add(1, Ordering::Release);
         // All threads attach before the first one loops. Otherwise each of a thousand threads would
         // wait for a time slice of every other.
@@ -280,6 +283,7 @@ impl Crew<'_> {
     }
 
     fn is_over(&self) -> bool {
+        // Acquire: pairs with the Release store in `Over::drop`.
         self.over.load(Ordering::Acquire)
     }
 
@@ -301,6 +305,7 @@ impl Crew<'_> {
     fn settle(&self, took: Duration) {
         std::thread::sleep(self.gap.max(took.min(RUNS_MOST)));
         let begun = Instant::now();
+        // Relaxed, here and below: only a change of the words counts.
         let seen: Vec<u64> = self
             .places
             .iter()

@@ -134,6 +134,7 @@ impl Pauses {
     pub fn finish_cycles(self) -> (Vec<Cycle>, u64) {
         drop(self.callback);
         self.book.enter(&self.heap, false);
+        // Relaxed, here and below: the callback is removed, so no thread writes any more.
         let count = self.book.count.load(Ordering::Relaxed);
         let time = |nanos: &AtomicU64| Duration::from_nanos(nanos.load(Ordering::Relaxed));
         let written = self.book.times.iter().take(count as usize);

@@ -26,7 +26,7 @@ impl Progress {
         }
     }
 
-    /// Shows that `done` of `all` are done, unless the last line is more recent than [`EVERY`].
+    /// Shows that `done` of `all` are done, unless the last line is more recent than `EVERY`.
     pub fn show(&mut self, done: u64, all: u64) {
         let Some(shown) = self.shown.filter(|shown| shown.elapsed() >= EVERY) else {
             return;

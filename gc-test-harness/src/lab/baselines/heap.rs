@@ -132,6 +132,8 @@ impl<const CELL: usize> LimitHeap<CELL> {
             return self.refill();
         }
         self.cursor.set(next);
+        // The fence keeps the cursor's store before the cell's first store, as Urge needs it: a
+        // signal may come between the two.
         compiler_fence(Ordering::SeqCst);
         // SAFETY: an empty run has no room, so the cursor is the address of a cell.
         Some(unsafe { NonNull::new_unchecked(cell as *mut u8) })

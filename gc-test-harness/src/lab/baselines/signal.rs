@@ -123,6 +123,8 @@ pub struct Round {
 impl Floor {
     /// Installs the handler.
     pub fn new() -> Result<Floor, FloorError> {
+        // AcqRel: pairs with the Release stores of `false`, so that the floor before has restored
+        // its handler.
         if TAKEN.swap(true, Ordering::AcqRel) {
             return Err(FloorError::Busy);
         }
@@ -144,6 +146,7 @@ impl Floor {
                 previous,
             }),
             Err(error) => {
+                // Release: pairs with the swap above.
                 TAKEN.store(false, Ordering::Release);
                 Err(FloorError::System(error))
             }
@@ -175,6 +178,8 @@ impl Floor {
     /// Stops all threads and resumes them at once. The caller must not be one of them.
     pub fn round(&self, wait: Wait) -> Result<Round, FloorError> {
         let threads = self.lock();
+        // Relaxed, here and below: the lock excludes other stoppers, and the round before has all
+        // its acknowledgements.
         let number = REQUEST.load(Ordering::Relaxed) + 1;
         ACKNOWLEDGED.store(0, Ordering::Relaxed);
         let start = now();
@@ -278,6 +283,7 @@ impl Drop for Floor {
     fn drop(&mut self) {
         // SAFETY: restores the action that `new` replaced.
         unsafe { libc::sigaction(libc::SIGUSR1, &self.previous, std::ptr::null_mut()) };
+        // Release: pairs with the swap in `new`, after the handler was restored.
         TAKEN.store(false, Ordering::Release);
     }
 }
@@ -304,10 +310,12 @@ extern "C" fn on_signal(_: libc::c_int) {
     }
     // SAFETY: `enroll` has set the pointer, and the pointer is cleared before the record is freed.
     let record = unsafe { &*record };
+    // Acquire: pairs with the request's Release store. Release: the stopper's exchange reads it.
     let number = REQUEST.load(Ordering::Acquire);
     record.stopped_for.store(number, Ordering::Release);
     // AcqRel: pairs with the stopper's Acquire load of the counter.
     let acknowledged = ACKNOWLEDGED.fetch_add(1, Ordering::AcqRel) + 1;
+    // Acquire: pairs with the stopper's Release store of `WAKE_AT`.
     if acknowledged == WAKE_AT.load(Ordering::Acquire) {
         futex_wake_all(&ACKNOWLEDGED);
     }
@@ -325,6 +333,8 @@ extern "C" fn on_signal(_: libc::c_int) {
             break;
         }
     }
+    // Relaxed: only this thread writes these words. Release: pairs with the Acquire load in
+    // `rounds`, so that the stall is visible before its number.
     let written = record.written.load(Ordering::Relaxed);
     record.stalls[written as usize % STALLS].store(now() - start, Ordering::Relaxed);
     record.written.store(written + 1, Ordering::Release);
@@ -344,6 +354,7 @@ fn now() -> u64 {
 fn signal(tid: libc::pid_t) -> Result<(), FloorError> {
     // SAFETY: sends a signal whose handler is installed to a thread of this process.
     let status = unsafe {
+        // Relaxed: all threads store the same number.
         let pid = PID.load(Ordering::Relaxed);
         let pid = if pid == 0 { libc::getpid() } else { pid };
         PID.store(pid, Ordering::Relaxed);

@@ -152,6 +152,7 @@ impl Anchor {
     /// Keeps one more cell. The caller is a mutator inside `no_preempt`, or other roots keep the
     /// cell.
     fn add(&self, cell: usize) {
+        // Relaxed, here and below: additions follow each other under the model's lock.
         let at = self.count.load(Ordering::Relaxed);
         if let Some(word) = self.words.get(at) {
             word.store(cell, Ordering::Relaxed);
@@ -162,10 +163,12 @@ impl Anchor {
 
     /// Keeps no cell from the next collection on.
     fn clear(&self) {
+        // Release: pairs with the Acquire load in `get`.
         self.count.store(0, Ordering::Release);
     }
 
     fn get(&self) -> &[AtomicUsize] {
+        // Acquire: pairs with the Release stores in `add` and `clear`.
         &self.words[..self.count.load(Ordering::Acquire)]
     }
 }
@@ -450,6 +453,7 @@ impl Pool {
                             Some(cell.as_ptr() as usize)
                         })
                     })?;
+                    // Relaxed: the message at the job's end orders the count.
                     total.fetch_add(usize::from(cell.is_some()), Ordering::Relaxed);
                 }
                 for _ in 0..choices.below(8) {

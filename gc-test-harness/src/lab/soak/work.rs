@@ -31,6 +31,7 @@ static DROPS: AtomicU64 = AtomicU64::new(0);
 
 impl Drop for Dropped {
     fn drop(&mut self) {
+        // Relaxed: a count; `use_lists` says why the order suffices.
         DROPS.fetch_add(self.0, Ordering::Relaxed);
     }
 }
@@ -456,6 +457,7 @@ static SPOILED: AtomicBool = AtomicBool::new(false);
 
 /// Computes with vectors for a moment, as a host's handler may.
 extern "C" fn on_profile(_: i32) {
+    // Relaxed, here and below: the handler's words order nothing.
     let mut block = [SEEN.load(Ordering::Relaxed) as f64; 16];
     for word in std::hint::black_box(&mut block) {
         *word = *word * 1.5 + 1.0;
@@ -501,6 +503,7 @@ impl HostSignals {
     /// Ends the signals and gives the number of those that were handled.
     pub(super) fn stop(self) -> u64 {
         Self::every(0);
+        // Relaxed, here and below: no further signal comes, and the counts order nothing.
         assert!(
             !SPOILED.load(Ordering::Relaxed),
             "a vector of a host's handler was spoiled"

@@ -126,6 +126,8 @@ impl<'w> Graph<'w> {
     /// Stores a cell or null in a root or a scratch word. Such a store needs no barrier.
     pub(super) fn hold(&mut self, place: usize, number: Option<Number>) {
         let address = number.map_or(0, |number| self.objects[&number].address);
+        // Relaxed, as for all of these words: only this thread writes them, and it is stopped or
+        // detached while the collector reads them.
         self.words[place].store(address, Ordering::Relaxed);
         self.held[place] = number;
     }
