@@ -3,8 +3,8 @@
 //! - During a call, `keep_alive` after the call is enough. The frame of the foreign function is
 //!   scanned like every other frame, but the caller's own copy could be gone while the callee uses
 //!   a pointer that it computed.
-//! - Beyond the call, where the foreign side keeps the pointer in memory of its own (the `void
-//!   *data` of a callback, a thread's argument), it gets a `Root`.
+//! - Beyond the call, where the foreign side keeps the pointer in memory of its own (a callback's
+//!   data, a thread's argument), it gets a `Root`.
 //!
 //! `cargo run -p gc-core --example foreign_call`
 

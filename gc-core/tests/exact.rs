@@ -318,8 +318,10 @@ fn h73_a_value_lives_while_its_drop_runs() {
     );
 }
 
-/// All of the safe tier, with continuous collections and a second marking. With `judged-late`
-/// planted, a weak load decides by a state that ends with the cycle, and gives a freed cell.
+/// All of the safe tier, with continuous collections and a second marking. A weak load reads the
+/// mode again before it judges its target: since its first test, a stop may have ended the cycle
+/// and another may have begun one, in which most live cells are not marked yet. With `judged-late`
+/// planted, the load takes a live target for dead.
 #[test]
 fn the_safe_tier_loses_nothing_under_continuous_collection() {
     let name = "the_safe_tier_loses_nothing_under_continuous_collection";

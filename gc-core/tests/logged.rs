@@ -135,7 +135,8 @@ fn h25_words_past_the_end_are_kept() {
 
 /// Reports each word of a cell as boxed.
 ///
-/// # Safety By the contract of `Kind::traced`.
+/// # Safety
+/// By the contract of `Kind::traced`.
 unsafe fn trace(cell: *const u8, size: usize, tracer: &mut Tracer<'_>) {
     // SAFETY: the words of the whole cell.
     unsafe { tracer.edges(cell as usize..cell as usize + size, BOXED) }

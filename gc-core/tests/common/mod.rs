@@ -157,8 +157,7 @@ pub fn resident() -> usize {
     pages.parse::<usize>().unwrap() * 4096
 }
 
-// // ---- threads that end without detaching
-// ---------------------------------------------------------
+// ---- threads that end without detaching ---------------------------------------------------------
 
 /// Runs `f` on a new thread and waits until the thread has ended. `f` must end it by [`bare_exit`].
 pub fn until_its_bare_exit<F: FnOnce() + Send>(f: F) {
