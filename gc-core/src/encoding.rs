@@ -60,8 +60,8 @@ impl Encoding {
         }
     }
 
-    /// Words whose `mask` bits are `value`; their `keep` bits are the address. `value` must not
-    /// have bits outside of `mask`, or [`Heap::kind`](crate::Heap::kind) refuses the encoding.
+    /// Words whose `mask` bits are `value`; their `keep` bits are the address. If `value` has bits
+    /// outside of `mask`, no word is an edge.
     pub const fn nan_box(mask: usize, value: usize, keep: usize) -> Encoding {
         Encoding { mask, value, keep }
     }
