@@ -152,9 +152,9 @@
 //! Threads are stopped by SIGURG. If the host installed a handler for it earlier, that handler is
 //! called for each signal. errno is kept. The kernel restarts most system calls. The others
 //! (`poll`, `epoll_wait`, `nanosleep`, socket calls with a timeout) fail with EINTR, and a `write`
-//! or `read` of many bytes may transfer a part of them; [`gc_preempt`] has the list.
-//! Make such calls inside `blocking`, where no signal comes. If the host blocks SIGURG, or replaces
-//! the handler without calling it, a watchdog names the thread on stderr. With `URGE_ASYNC=0` no
+//! or `read` of many bytes may transfer a part of them; [`gc_preempt`] has the list. Make such
+//! calls inside `blocking`, where no signal comes. If the host blocks SIGURG, or replaces the
+//! handler without calling it, a watchdog names the thread on stderr. With `URGE_ASYNC=0` no
 //! signals are sent: threads then stop when they allocate or block, and when `no_preempt` ends.
 //!
 //! # Values that need `Drop`, finalizers, weak references
@@ -193,8 +193,8 @@
 //! should end by then. The pacer starts it early enough, by the time that the last collections
 //! took. The collector uses a quarter of the processors, or those that no mutator wants if they are
 //! more. A thread that allocates faster than the collector marks assists it: with up to a quarter
-//! of its time while the heap is below its goal, with more above the goal. Beyond one and
-//! a half times the growth that it may have, allocation waits, a millisecond for each 8 KiB.
+//! of its time while the heap is below its goal, with more above the goal. Beyond one and a half
+//! times the growth that the heap may have, an allocation waits, a millisecond for each 8 KiB.
 //! [`HeapBuilder::memory_limit`] makes collections earlier instead of failing, until they would
 //! take as much time as the program. `URGE_TRACE=1` prints one line for each collection.
 //! [`Heap::stats`] has the same figures, and histograms of all stops.
@@ -278,8 +278,8 @@ pub use heap::POISON;
 pub use memory::MapError;
 pub use stats::{CollectionStats, HeapStats, StopTimes, Times};
 
-/// The heap's own parts, for this workspace's harness and benches. They trust the addresses that
-/// they are given, and change without notice.
+/// Internal types for this workspace's harness and benches. They do not check addresses, and
+/// change without notice.
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals {

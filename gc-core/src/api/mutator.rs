@@ -133,8 +133,8 @@ impl Mutator {
     /// with all cells that it leads to. A cell that is registered several times is queued as often.
     ///
     /// # Errors
-    /// [`TableFull`]: the heap has as many finalizers as it can have, or the system has no memory for
-    /// another.
+    /// [`TableFull`]: the heap has as many finalizers as it can have, or the system has no memory
+    /// for another.
     ///
     /// # Safety
     /// `cell` is the first byte of a live cell of this heap.

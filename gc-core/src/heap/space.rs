@@ -71,12 +71,12 @@ impl Default for SpaceConfig {
     }
 }
 
-/// A cell that an address names.
+/// A cell of a heap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cell {
-    /// Its first byte.
+    /// The address of its first byte.
     pub base: usize,
-    /// Its size in bytes (the size class's, or page-rounded).
+    /// Its size in bytes: that of its size class, or whole pages for a large object.
     pub size: usize,
     /// Its kind. Types of the safe tier that have one layout share a kind.
     pub kind: KindId,

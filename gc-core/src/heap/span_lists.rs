@@ -27,7 +27,8 @@ use crate::limits::MAX_SITES;
 use crate::memory::os::{MapError, Table};
 use gc_preempt::{Mutex, MutexGuard};
 
-/// A (kind, size class) pair: what machine code needs to know to allocate.
+/// A (kind, size class) pair of a heap, from which [`Mutator::alloc_at`](crate::Mutator::alloc_at)
+/// and machine code allocate. [`Heap::site`](crate::Heap::site) returns one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Site {
     pub(crate) index: u32,
@@ -39,7 +40,7 @@ impl Site {
         self.index as usize
     }
 
-    /// The size of its cells in bytes. An allocation moves the cursor by as much.
+    /// The bytes of each of its cells, by which an allocation moves the cursor.
     pub const fn size(self) -> usize {
         self.size as usize
     }

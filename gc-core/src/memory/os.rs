@@ -39,7 +39,7 @@ const HUGE_PAGE: usize = 2 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MapError {
-    /// The bytes that were asked for.
+    /// The requested bytes.
     pub bytes: usize,
     /// The system's error number, as in errno(3).
     pub errno: i32,
