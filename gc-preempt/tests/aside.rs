@@ -73,8 +73,8 @@ fn aside(world: &World) -> Vec<MutatorId> {
     ids
 }
 
-/// Runs `body` on an attached thread, and `f` on this thread meanwhile. `body` gets a function that
-/// waits in `blocking` until `f` sends.
+/// Runs `body` on an attached thread, and `f` on this thread meanwhile. `body` gets a function for
+/// `blocking`, which waits until `f` sends.
 fn with_waiting<R>(
     world: &World,
     counts: &Counts,

@@ -94,11 +94,11 @@ pub struct Graph {
 /// The times of one collection in which all cells are alive.
 #[derive(Clone, Copy, Debug)]
 pub struct Round {
-    /// From the stop request until all mutators are stopped.
+    /// The time to stop.
     pub stop: Duration,
-    /// From the stop request until the resume.
+    /// From a stop request until the resume; of several stops, the longest.
     pub pause: Duration,
-    /// The marking within the pause.
+    /// From the first marked cell to the last, in stops and between them.
     pub mark: Duration,
 }
 
