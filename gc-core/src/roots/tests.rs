@@ -42,8 +42,8 @@ fn the_last_handle_is_followed_by_none() {
     assert_eq!(roots.add(16), Some(7));
 }
 
-/// A root that is dropped or changed before its scan is logged. One that was scanned, or made after
-/// the snapshot beyond its places, is not.
+/// A root that is dropped or changed before its scan is logged, and so is one that was made after
+/// the snapshot, while the scan has not come to its place. A root that was scanned is not.
 #[test]
 fn a_root_that_goes_before_it_was_scanned_is_logged_and_no_other() {
     let mut toy = Toy::small();

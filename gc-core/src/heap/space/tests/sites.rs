@@ -28,8 +28,8 @@ fn a_swap_looks_at_no_site() {
     assert_eq!(toy.space.used_bytes(), 0);
 }
 
-/// The lists of a site that missed several swaps move once: by the last whole swap if there was one
-/// among them.
+/// A site that missed several swaps moves its lists once: the full spans, and the old ones too if a
+/// whole swap was among them.
 #[test]
 fn a_site_that_missed_several_swaps_has_moved_what_the_last_whole_one_asks_for() {
     let toy = Toy::small();
@@ -44,7 +44,7 @@ fn a_site_that_missed_several_swaps_has_moved_what_the_last_whole_one_asks_for()
         lists.old.push(records, old);
         drop(lists);
         let before = toy.space.unswept.load(Ordering::Relaxed);
-        // No thread sweeps between the swaps. In a heap, a thread always does.
+        // No thread sweeps between these swaps. In a heap, the sweep ends before the next swap.
         youngs
             .iter()
             .for_each(|young| toy.space.swaps.count(*young));
