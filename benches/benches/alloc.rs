@@ -1,9 +1,9 @@
-//! Allocation of a two-pointer object, garbage at once, collections included: beside bdwgc and
-//! the limit program's heap.
+//! Measures the allocation of objects of two pointers that are dead at once, collections included,
+//! beside bdwgc and the limit program's heap.
 //!
-//! `cargo bench -p benches --bench alloc`. `URGE_BENCH_INTERIOR=1` leaves bdwgc as it is installed,
-//! with 32 bytes for an object of 16; without it, it counts interior pointers as Urge does, and is
-//! quicker.
+//! `cargo bench -p benches --bench alloc`. By default bdwgc treats interior pointers as Urge does,
+//! which is faster. `URGE_BENCH_INTERIOR=1` leaves bdwgc as it is installed, with 32 bytes for an
+//! object of 16.
 
 use benches::bdwgc::{self, Bdwgc};
 use benches::contenders::workshop::EXACT_BDWGC;
@@ -16,7 +16,7 @@ use gc_core::raw::{Encoding, Kind, Site};
 use gc_core::{Field, Heap, Mutator, Trace, keep_alive};
 use gc_test_harness::lab::baselines::heap::LimitHeap;
 
-/// What the figure is of.
+/// The object that is measured.
 #[derive(Trace)]
 struct Pair(Field<Pair>, Field<Pair>);
 
@@ -27,11 +27,11 @@ impl Pair {
     }
 }
 
-/// The bytes of such an object, at most.
+/// The most bytes that an object may take.
 const BYTES: usize = 16;
 
-/// Bytes that a heap without live cells allocates between two collections; the limit program's
-/// heap, too.
+/// Bytes that a heap without live cells allocates between two collections. The limit program's heap
+/// is set to the same.
 const ROUND: usize = 4 << 20;
 
 fn main() {
@@ -49,11 +49,11 @@ fn main() {
     run_groups(|criterion| groups(criterion, &mutator, site, bdwgc));
 }
 
-/// The loops, out of line, so that a disassembler finds them.
+/// Each loop that is measured is out of line, so that a disassembler shows it.
 #[inline(never)]
 fn alloc_raw(mutator: &Mutator, count: u64) {
     for _ in 0..count {
-        // SAFETY: the object is garbage at once.
+        // SAFETY: the object is dead at once.
         let pair = unsafe { mutator.alloc_gc(Pair::empty()) }.expect("room");
         keep_alive(pair);
     }
@@ -62,7 +62,7 @@ fn alloc_raw(mutator: &Mutator, count: u64) {
 #[inline(never)]
 fn alloc_at(mutator: &Mutator, site: Site, count: u64) {
     for _ in 0..count {
-        // SAFETY: the cell is garbage at once, and zero.
+        // SAFETY: the cell is dead at once, and zero.
         let cell = unsafe { mutator.alloc_at(site) }.expect("room");
         consume(cell.as_ptr() as usize);
     }
@@ -81,7 +81,7 @@ fn safe(mutator: &Mutator, count: u64) {
     }
 }
 
-/// Handles of one scope, some dozens each.
+/// 64 handles in each scope.
 #[inline(never)]
 fn safe_in_batches(mutator: &Mutator, count: u64) {
     for _ in 0..count / 64 {
@@ -164,7 +164,7 @@ fn table(mutator: &Mutator, site: Site, bdwgc: Option<Bdwgc>, mode: Mode) {
     );
 }
 
-/// The rows of `RESULTS.md`.
+/// The claims for `RESULTS.md`.
 fn claims(measured: &Measured) -> Vec<Claim> {
     let exact = std::env::var_os("URGE_BENCH_INTERIOR").is_none();
     let name = if exact { EXACT_BDWGC } else { "bdwgc" };
@@ -199,17 +199,17 @@ fn claims(measured: &Measured) -> Vec<Claim> {
     .collect()
 }
 
-/// Counts what a list of pairs takes: in runs as they are handed out, in cells as the collector
-/// finds them, and in spans.
+/// Checks the memory of a list of pairs: the bytes of its runs, the bytes of the cells that the
+/// collector finds, and the bytes of its spans.
 fn objects_are_small(mutator: &Mutator, mode: Mode) {
-    /// The most that a mutator may have been handed and not used yet.
+    /// The most bytes that a mutator may have been given and not used yet.
     const RUN: u64 = 8 << 10;
     let count = mode.pick(1_000_000, 50_000);
     let heap = mutator.heap();
     heap.collect();
     let before = heap.stats();
-    // SAFETY: each pair is a field of the next one, and the last one is on this stack, which is
-    // scanned.
+    // SAFETY: each pair is in a field of the next pair, and the last pair is on this stack, which
+    // is scanned.
     let list = unsafe {
         let mut list = mutator.alloc_gc(Pair::empty()).expect("room");
         for _ in 1..count {
@@ -248,14 +248,14 @@ fn groups(criterion: &mut Criterion, mutator: &Mutator, site: Site, bdwgc: Optio
     group.throughput(Throughput::Elements(1));
     group.bench_function("alloc_raw", |b| {
         b.iter(|| {
-            // SAFETY: the object is garbage at once.
+            // SAFETY: the object is dead at once.
             let pair = unsafe { mutator.alloc_gc(Pair::empty()) };
             keep_alive(pair.expect("room"));
         });
     });
     group.bench_function("alloc_at", |b| {
         b.iter(|| {
-            // SAFETY: the cell is garbage at once, and zero.
+            // SAFETY: the cell is dead at once, and zero.
             let cell = unsafe { mutator.alloc_at(site) };
             consume(cell.expect("room").as_ptr() as usize);
         });

@@ -1,9 +1,8 @@
-//! What a store of an edge costs through the write barrier while nothing is marked, beside a plain
-//! store.
+//! Measures a store of an edge with the barrier while marking is off, beside a plain store.
 //!
-//! `cargo bench -p benches --bench barrier`. Wanted: at most 1.5 ns a store. Both store into the
-//! 128 words of one cell in turn, so that the barrier is all that differs; it is called as Rust
-//! code calls it, out of line.
+//! `cargo bench -p benches --bench barrier`. Wanted: at most 1.5 ns more for each store. Both loops
+//! store into the 128 words of one cell in turn, so they differ in the barrier only. It is called
+//! out of line, as Rust code calls it.
 
 use std::hint::black_box;
 
@@ -23,7 +22,7 @@ fn main() {
     run_groups(groups);
 }
 
-/// Runs `f` with a cell of so many edges that lives as long as it does, and an edge to store.
+/// Runs `f` with a cell of `WORDS` edges, which is rooted meanwhile, and with an edge to store.
 fn with_cell<R>(f: impl FnOnce(&Mutator, *mut usize, usize) -> R) -> R {
     let heap = Heap::builder()
         .gc_percent(u32::MAX)
@@ -33,7 +32,7 @@ fn with_cell<R>(f: impl FnOnce(&Mutator, *mut usize, usize) -> R) -> R {
         .kind(Kind::array("edges", 0, Encoding::RAW))
         .expect("a kind");
     let mutator = heap.attach().expect("attaches");
-    // SAFETY: the cells are kept by their handles, and an array needs no least size.
+    // SAFETY: handles keep the cells alive, and an array has no minimum size.
     unsafe {
         let cell = mutator
             .alloc_raw(kind, WORDS * size_of::<usize>())
@@ -47,10 +46,10 @@ fn with_cell<R>(f: impl FnOnce(&Mutator, *mut usize, usize) -> R) -> R {
     }
 }
 
-/// Turns through all words of the cell by plain stores; how many stores that were.
+/// Stores into all words of the cell, `turns` times, by plain stores. Returns the number of stores.
 ///
 /// # Safety
-/// `cell` is a cell of so many words, which is not marked meanwhile.
+/// `cell` must be a cell of `WORDS` words that no marker reads meanwhile.
 #[inline(never)]
 unsafe fn plain(cell: *mut usize, value: usize, turns: u64) -> u64 {
     for _ in 0..turns {
@@ -62,10 +61,10 @@ unsafe fn plain(cell: *mut usize, value: usize, turns: u64) -> u64 {
     turns * WORDS as u64
 }
 
-/// The same through the barrier.
+/// The same with the barrier.
 ///
 /// # Safety
-/// `cell` is a live cell of the mutator's heap, of so many words.
+/// `cell` must be a live cell of the mutator's heap with `WORDS` words.
 #[inline(never)]
 unsafe fn through(mutator: &Mutator, cell: *mut usize, value: usize, turns: u64) -> u64 {
     for _ in 0..turns {
@@ -82,7 +81,7 @@ fn table(mode: Mode) {
     with_cell(|mutator, cell, value| {
         let measured = Paired::new("barrier", "store")
             .contender("plain store", || {
-                // SAFETY: no cycle marks: no collection is asked for.
+                // SAFETY: no collection is requested, so no cycle marks.
                 Block::timed(|| unsafe { plain(cell, value, turns) })
             })
             .contender("barrier, nothing marked", || {

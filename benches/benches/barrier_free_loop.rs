@@ -1,8 +1,8 @@
-//! What the collector costs between stops: poll-free loops with a heap attached, beside the same
-//! loops with no heap at all.
+//! Measures the cost of an attached heap between stops: loops without polls, in a process with a
+//! heap and in one without.
 //!
-//! `cargo bench -p benches --bench barrier_free_loop`. The ratio has to be 1, since the code is the
-//! same to the byte: that is asserted.
+//! `cargo bench -p benches --bench barrier_free_loop`. The code is the same to the byte, which the
+//! bench asserts, so the ratio must be 1.
 
 use benches::paired::{Block, Paired};
 use benches::{Mode, consume, run_groups, wanted};
@@ -14,8 +14,8 @@ use gc_test_harness::kernels::codegen::{Arena, Code};
 use gc_test_harness::kernels::loops::{Loops, chase_oracle, count_oracle};
 
 const SEED: u64 = 3;
-/// Nodes of the ring that is chased: in the first-level cache, so that the loop itself is what
-/// counts.
+/// Nodes of the ring that a loop follows. They fit into the first-level cache, so that the loop's
+/// instructions are measured.
 const RING: usize = 500;
 
 fn main() {
@@ -53,8 +53,8 @@ fn bytes(loops: &Loops) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// Code of a process without a heap, registered code, code that a collection has seen, and code
-/// compiled for a heap.
+/// Asserts that these are the same: code in a process without a heap, registered code, code after a
+/// collection, and code compiled for a heap.
 fn bytes_are_identical() {
     let without = loops();
     let before = bytes(&without);
@@ -99,7 +99,7 @@ fn table(mode: Mode) {
             turns
         })
     };
-    // The same ring outside of any heap: its nodes side by side, as the heap lays them.
+    // The same ring outside any heap, with its nodes side by side as in the heap.
     let mut nodes: Vec<[usize; 2]> = vec![[0; 2]; RING];
     let base = nodes.as_ptr() as usize;
     for (i, node) in nodes.iter_mut().enumerate() {

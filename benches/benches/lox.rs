@@ -1,10 +1,9 @@
-//! Lox with and without its JIT beside the book's clox, program by program, as processes in
-//! alternation.
+//! Compares Lox with and without its JIT to clox, for each program, as processes in alternation.
 //!
-//! `URGE_CLOX=/path/to/clox cargo bench -p benches --bench lox`, clox being craftinginterpreters' C
-//! implementation built with `-O3 -DNDEBUG`. Each run is a process from its start to its end,
-//! compilation included: this binary itself, as `gclab run`, and clox. What they print is compared
-//! with the program's `.out`.
+//! `URGE_CLOX=/path/to/clox cargo bench -p benches --bench lox`. clox is the C implementation of
+//! *Crafting Interpreters*, built with `-O3 -DNDEBUG`. A run is a process from its start to its
+//! end, compilation included: of this binary, which does the work of `gclab run`, or of clox. The
+//! output is compared with the program's `.out`.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -17,7 +16,7 @@ use benches::{Mode, wanted};
 use criterion::{Criterion, SamplingMode};
 use gc_test_harness::lox::run::{RunConfig, run_file};
 
-/// Set, this binary runs the Lox program that it names, and nothing else.
+/// The variable that makes this binary run the Lox program of this name only.
 const CHILD: &str = "URGE_BENCH_LOX";
 
 fn main() -> ExitCode {
@@ -46,7 +45,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Runs a command; its time, if it printed what it should.
+/// Runs a command that must print `expected`, and returns its time.
 fn run(mut command: Command, expected: &[u8]) -> Block {
     let start = Instant::now();
     let output = command.stderr(Stdio::inherit()).output();
@@ -84,7 +83,7 @@ fn tables(mode: Mode) {
             "clox: URGE_CLOX does not say where it is (build craftinginterpreters' c/ with -O3), skipped"
         );
     }
-    // One that allocates and calls is enough to see that all of this runs.
+    // In the quick mode, one program that allocates and calls is enough.
     let programs = mode.pick(&PROGRAMS[..], &PROGRAMS[7..8]);
     let mut ratios: Vec<(Heavy, f64, f64)> = Vec::new();
     for &(name, heavy) in programs {
@@ -135,7 +134,7 @@ fn tables(mode: Mode) {
     println!();
 }
 
-/// Whole runs in this process, by criterion.
+/// Runs whole programs in this process, by criterion.
 fn groups(criterion: &mut Criterion, mode: Mode) {
     let mut group = criterion.benchmark_group("lox");
     group.sampling_mode(SamplingMode::Flat);

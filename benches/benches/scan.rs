@@ -1,5 +1,5 @@
-//! Scanning: deep managed stacks by stack maps and word by word, single words looked up, a small
-//! graph marked, and what a stale slot keeps.
+//! Measures scanning: deep managed stacks by stack maps and conservatively, the resolution of
+//! single words, the marking of a graph, and the cells that a stale slot keeps alive.
 //!
 //! `cargo bench -p benches --bench scan`.
 
@@ -22,7 +22,7 @@ use gc_test_harness::kernels::deep::Frames;
 use gc_test_harness::kernels::stale::retained;
 use gc_test_harness::lab::baselines::mark::LimitMarker;
 
-/// A stack for deep recursions.
+/// Bytes of stack for deep recursions.
 const STACK: usize = 64 << 20;
 
 fn main() {
@@ -49,7 +49,7 @@ fn main() {
 
 // ---- stacks -------------------------------------------------------------------------------------
 
-/// Reads each word that it is given: the least that a collector does with it.
+/// A sink that reads each reported word, which is the least work of a collector.
 struct Reader(WalkStats);
 
 impl RootSink for Reader {
@@ -72,7 +72,7 @@ impl RootSink for Reader {
     }
 }
 
-/// What the innermost frame does, and what that gave.
+/// The callbacks of the managed frames, and the time that the innermost frame's callback measured.
 struct Scene<'a> {
     fresh: &'a mut dyn FnMut() -> usize,
     bottom: &'a mut dyn FnMut() -> Duration,
@@ -80,7 +80,7 @@ struct Scene<'a> {
 }
 
 unsafe extern "C" fn fresh(data: *mut c_void, _: u64) -> usize {
-    // SAFETY: `deep` passes a scene that it leaves alone meanwhile.
+    // SAFETY: `deep` passes a scene that it does not use meanwhile.
     let scene = unsafe { &mut *data.cast::<Scene<'_>>() };
     (scene.fresh)()
 }
@@ -91,8 +91,8 @@ unsafe extern "C" fn bottom(data: *mut c_void) {
     scene.time = (scene.bottom)();
 }
 
-/// Runs `bottom` on top of so many managed frames, each of which holds what `fresh` gave it; gives
-/// what `bottom` gave.
+/// Runs `bottom` inside `depth` managed frames, each of which holds a result of `fresh`. Returns
+/// the result of `bottom`.
 fn deep(
     frames: &Frames,
     depth: u64,
@@ -106,7 +106,7 @@ fn deep(
         time: Duration::ZERO,
     };
     let data = (&raw mut scene).cast();
-    // SAFETY: the callbacks take what `data` points to.
+    // SAFETY: the callbacks take the type that `data` points to.
     unsafe { (frames.deep)(depth, fresh, bottom, data, 1, 2, outermost, 3) };
     scene.time
 }
@@ -125,7 +125,7 @@ fn compiled() -> Frames {
     Frames::compile(&mut Arena::new().expect("an arena")).expect("compiles")
 }
 
-/// The walker alone, with a sink that reads what it is shown.
+/// Measures the walker alone, with a sink that reads each reported word.
 fn walks(mode: Mode) {
     let depth = mode.pick(10_000, 500);
     let times = mode.pick(20, 2);
@@ -169,7 +169,7 @@ fn walks(mode: Mode) {
     compare("walk: 10,000 managed frames", mode.pick(21, 2), block);
 }
 
-/// A table of `block` by stack maps and without.
+/// Prints a table of `block` with and without stack maps.
 fn compare(title: &str, turns: usize, block: impl Fn(bool) -> Block) {
     const BY_MAPS: &str = "by stack maps";
     const BY_WORDS: &str = "word by word, to the base";
@@ -181,7 +181,7 @@ fn compare(title: &str, turns: usize, block: impl Fn(bool) -> Block) {
     println!("{}", measured.with_ratio(BY_MAPS, BY_WORDS));
 }
 
-/// A collection's scan of such a stack: its words looked up, and the cells that they name marked.
+/// Measures a collection's scan of such a stack: resolves its words and marks their cells.
 fn stacks(mode: Mode) {
     let depth = mode.pick(10_000, 500);
     let times = mode.pick(10, 1);
@@ -234,7 +234,7 @@ fn rate(measured: &Measured, unit: &str, names: &[&str]) {
 
 // ---- words and graphs ---------------------------------------------------------------------------
 
-/// A heap without threads: what is measured is its tables and its marker.
+/// A heap without threads, to measure its tables and its marker.
 struct Bare {
     space: Space,
     runs: LocalAllocator,
@@ -245,9 +245,9 @@ struct Bare {
 }
 
 impl Bare {
-    /// So many cells of 32 bytes, each with two edges to random older ones.
+    /// A heap with `count` cells of 32 bytes, each with two edges to random older cells.
     fn graph(count: usize) -> Bare {
-        // SAFETY: one thread, with runs, sites and a queue of this space.
+        // SAFETY: only this thread uses the space, with runs, sites and a queue of this space.
         let space = unsafe { Space::bare(SpaceConfig::default()) }.expect("a heap");
         let queue = MarkQueue::new(&space, 1 << 26).expect("a queue");
         let weak = WeakWork::new(&space).expect("lists");
@@ -278,7 +278,7 @@ impl Bare {
 
     fn alloc(&self) -> usize {
         loop {
-            // SAFETY: our own runs, of this thread.
+            // SAFETY: these are this thread's runs.
             let cell = unsafe { bump(self.runs.as_mut_ptr(), self.site) };
             if !cell.is_null() {
                 return cell as usize;
@@ -291,10 +291,10 @@ impl Bare {
         }
     }
 
-    /// A whole cycle around `work`, which is given the marker.
+    /// Runs a whole cycle, with `work` in its marking phase.
     fn cycle(&self, work: impl FnOnce(&mut Marker<'_>) -> Block) -> Block {
         self.space.begin_marking();
-        // SAFETY: our own runs, of this thread.
+        // SAFETY: these are this thread's runs.
         unsafe { self.runs.blacken_tails(&self.space) };
         let mut marker = Marker::new(&self.space, &self.queue, &self.weak).alone();
         let block = work(&mut marker);
@@ -320,7 +320,8 @@ fn random() -> impl FnMut() -> usize {
     }
 }
 
-/// Conservative words, one by one, as a stack without maps gives them to the marker.
+/// Measures the resolution of conservative words one by one, as the marker gets them from a stack
+/// without maps.
 fn lookups(mode: Mode) {
     let heap = Bare::graph(mode.pick(1 << 17, 1 << 10));
     let count = mode.pick(1 << 20, 1 << 12);
@@ -340,7 +341,7 @@ fn lookups(mode: Mode) {
     let outside = words(&|_, number| number >> 20);
     let block = |words: &[usize], hits: bool| {
         heap.cycle(|marker| {
-            // Marked before, so that what is timed is the look-up alone.
+            // The cells are marked before, so that only the resolution is timed.
             for &word in words.iter().filter(|_| hits) {
                 marker.conservative(word);
             }
@@ -376,7 +377,7 @@ fn lookups(mode: Mode) {
     );
 }
 
-/// The marker beside the limit program, over the same graphs.
+/// Measures the marker beside the limit program, over the same graphs.
 fn marks(mode: Mode) {
     for mebibytes in mode.pick(&[1usize, 64][..], &[1]) {
         let heap = Bare::graph(mode.pick(mebibytes << 15, 1 << 12));
@@ -407,7 +408,7 @@ fn marks(mode: Mode) {
     }
 }
 
-/// What a stale slot of an outer frame keeps of a dead list.
+/// Counts the cells of a dead list that a stale slot of an outer frame keeps alive.
 fn precision(mode: Mode) {
     let nodes = mode.pick(1_000_000, 1000);
     let by_maps = retained(nodes, true).expect("a count");

@@ -1,13 +1,14 @@
-//! Whether stops grow with what a program holds: the longest stop of a collection beside 0, 10^4
-//! and 10^6 of each kind, as ratios to the first.
+//! Measures whether stops grow with the program's roots, handles, weak words and so on. For each of
+//! these kinds, the bench takes the longest stop of a collection with none and with two numbers of
+//! them (mostly 10^4 and 10^6), as ratios to the first.
 //!
-//! `cargo bench -p benches --bench stop_growth [-- NAME]`. At most 3 is wanted of every ratio. Each
-//! kind has a heap of its own, in which the collections with nothing come first; a figure is the
-//! median of some collections' longest stops. One mutator runs in a loop meanwhile, so that each
-//! stop is an ordinary one, with a signal; the thread that measures waits in `blocking`. The first
-//! row is of no kind: between its collections that thread reads other memory, as marking a million
-//! cells does. So its ratios are what a stop costs that finds the processor's caches cold, whatever
-//! it does. Sites end at 60,000 (a heap has 65,536 at most), threads at 1,000.
+//! `cargo bench -p benches --bench stop_growth [-- NAME]`. Each ratio should be at most 3. Each
+//! kind has a heap of its own, in which the collections with none come first. A figure is the
+//! median of the longest stops of some collections. One mutator runs in a loop meanwhile, so that
+//! each stop sends a signal; the thread that measures waits in `blocking`. The first row is for
+//! comparison: between its collections the measuring thread reads other memory, as the marking of a
+//! million cells does. Its ratios show the cost of cold processor caches in a stop. The largest
+//! numbers are 60,000 sites (a heap has at most 65,536) and 1,000 threads.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Barrier, mpsc};
@@ -25,13 +26,13 @@ struct Node {
 
 /// A value that needs `Drop`.
 #[derive(Leaf)]
-struct Text(String); // there to be dropped
+struct Text(String); // needs `Drop`
 
-/// One kind of thing that a program holds.
+/// One kind, and its numbers.
 struct Row {
     name: &'static str,
     counts: [usize; 2],
-    /// The longest stops beside so many.
+    /// Measures the longest stops with this number of the kind.
     stops: fn(&Heap, &Mutator, usize, rounds: usize) -> Vec<Duration>,
 }
 
@@ -87,7 +88,7 @@ fn main() {
     }
 }
 
-/// Turns of the loop.
+/// Iterations of the loop.
 static TURNS: AtomicUsize = AtomicUsize::new(0);
 
 /// Calls `f` while one mutator runs in a loop.
@@ -124,8 +125,8 @@ fn median(mut stops: Vec<Duration>) -> Duration {
     stops[stops.len() / 2]
 }
 
-/// The longest stop of a collection. It begins when the loop runs again: a thread that is still
-/// parked from the stop before is stopped without a signal.
+/// The longest stop of a collection. The collection begins when the loop runs again, since a thread
+/// that is still parked in the last stop is stopped without a signal.
 fn stop(heap: &Heap, mutator: &Mutator) -> Duration {
     mutator.blocking(|| {
         let turns = TURNS.load(Ordering::Relaxed);
@@ -137,15 +138,15 @@ fn stop(heap: &Heap, mutator: &Mutator) -> Duration {
     heap.stats().last.pause
 }
 
-/// The longest stops of collections that nothing else happens between. One goes before them: what a
-/// peak left behind may cost one collection.
+/// The longest stops of successive collections. One collection precedes them, which does the extra
+/// work that a peak leaves behind.
 fn ordinary(heap: &Heap, mutator: &Mutator, rounds: usize) -> Vec<Duration> {
     mutator.collect();
     (0..rounds).map(|_| stop(heap, mutator)).collect()
 }
 
-/// The longest stops of collections in which `count` things die, and of `settle`, which takes what
-/// is left of them.
+/// The longest stops of the collections in which the cells of `make` die. `settle` drains the
+/// queues that they leave.
 fn dying(
     heap: &Heap,
     mutator: &Mutator,
@@ -213,8 +214,7 @@ fn handles_ended(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) ->
     ordinary(heap, mutator, rounds)
 }
 
-/// One in the other, each with a handle. The frames of so deep a recursion are scanned as well:
-/// that is the depth of a stack that ran.
+/// Nested scopes, each with a handle. Their stack frames are scanned in the stop as well.
 fn scopes(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) -> Vec<Duration> {
     fn nest(heap: &Heap, mutator: &Mutator, left: usize, rounds: usize) -> Vec<Duration> {
         if left == 0 {
@@ -241,7 +241,7 @@ fn ranges_dropped(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) -
     ordinary(heap, mutator, rounds)
 }
 
-/// Values that need `Drop`, held by nothing when it returns.
+/// Makes values that need `Drop`. They are dead when the function returns.
 fn make_texts(mutator: &Mutator, count: usize) {
     for _ in 0..count {
         mutator.with_scope(|s| assert!(s.alloc(Text(String::new())).is_ok()));
@@ -267,7 +267,7 @@ fn drops_dying(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) -> V
     })
 }
 
-/// Cells with finalizers; what it is called with is handed each of them.
+/// Makes cells with finalizers, and calls `keep` with each.
 fn make_finalizers(
     heap: &Heap,
     mutator: &Mutator,
@@ -276,7 +276,7 @@ fn make_finalizers(
 ) {
     let kind = heap.kind(Kind::leaf("finalizable")).expect("a kind");
     for i in 0..count {
-        // SAFETY: the cell is in this thread's registers until it is kept or forgotten.
+        // SAFETY: the cell is in this thread's registers until `keep` has returned.
         unsafe {
             let cell = mutator.alloc_raw(kind, 16).expect("room");
             assert!(mutator.register_finalizer(cell, i).is_ok());
@@ -289,7 +289,8 @@ fn finalizers(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) -> Ve
     let table = heap
         .kind(Kind::array("table", 0, Encoding::RAW))
         .expect("a kind");
-    // SAFETY: the table is rooted before it is filled, and its cells are its own.
+    // SAFETY: the table is rooted before it is filled, and each of its words is written by the
+    // barrier.
     let stops = unsafe {
         let table = mutator.alloc_raw(table, 8 * count.max(1)).expect("room");
         let root = mutator.root_raw(table).expect("a root");
@@ -314,8 +315,8 @@ fn finalizers_dying(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize)
     })
 }
 
-/// Calls `then` with `count` weak words alive; of what they lead to, `alive` or nothing is held
-/// otherwise.
+/// Calls `then` with `count` weak words alive. Their targets are kept alive by strong references if
+/// `alive` is set.
 fn with_weak_words<R>(mutator: &Mutator, count: usize, alive: bool, then: impl FnOnce() -> R) -> R {
     mutator.with_scope(|s| {
         let weak = s.alloc_array::<Weak<Node>>(count).expect("room");
@@ -354,7 +355,7 @@ fn sites(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) -> Vec<Dur
         let kind = heap
             .kind(Kind::leaf(format!("kind {number}")))
             .expect("a kind");
-        // SAFETY: the cell is garbage at once.
+        // SAFETY: the cell is dead at once.
         unsafe { mutator.alloc_raw(kind, 16).expect("room") };
     }
     ordinary(heap, mutator, rounds)
@@ -373,8 +374,8 @@ fn threads_that_allocated(
     beside_threads(heap, mutator, count, rounds, true)
 }
 
-/// Beside threads that wait in `blocking`, with a handle each that they have made before, or with
-/// nothing.
+/// The stops beside threads that wait in `blocking`. With `allocate`, each has allocated a cell
+/// with a handle before.
 fn beside_threads(
     heap: &Heap,
     mutator: &Mutator,
@@ -406,7 +407,7 @@ fn beside_threads(
             .collect();
         mutator.blocking(|| start.wait());
         let stops = ordinary(heap, mutator, rounds);
-        // The threads' ends take part in stops: nothing is measured any more.
+        // Nothing is measured any more, so the threads may take part in stops as they end.
         mutator.blocking(|| drop(ends));
         stops
     })

@@ -1,8 +1,8 @@
-//! Time to stop, stall and pause at 1, 2, 4, 8 and 16 threads in poll-free managed loops, beside
-//! the signal floor of the same run.
+//! Measures time to stop, stall and pause with 1, 2, 4, 8 and 16 threads in managed loops without
+//! polls, beside the signal floor of the same run.
 //!
-//! `cargo bench -p benches --bench stw_pause`: what `gclab pause --threads N --json` measures, as a
-//! table of ratios.
+//! `cargo bench -p benches --bench stw_pause` prints the figures of `gclab pause --threads N
+//! --json` as a table of ratios.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -85,7 +85,7 @@ fn table(mode: Mode) {
     println!("{}\n", lines.join("\n"));
 }
 
-/// The row of `RESULTS.md`: the median of the time to stop, over all blocks.
+/// The claim for `RESULTS.md`: the median of the time to stop, over all blocks.
 fn claim(threads: usize, blocks: usize, json: &serde_json::Value) -> Claim {
     let number = |value: &serde_json::Value| value.as_f64().unwrap_or(f64::NAN);
     let p50 = number(&json["stop_ratio_p50"]);
@@ -108,7 +108,7 @@ fn claim(threads: usize, blocks: usize, json: &serde_json::Value) -> Claim {
     }
 }
 
-/// Time to stop alone, by criterion.
+/// The time to stop, by criterion.
 fn groups(criterion: &mut Criterion, mode: Mode) {
     let mut arena = Arena::new().expect("an arena");
     let loops = Loops::compile(&mut arena).expect("compiles");

@@ -1,4 +1,4 @@
-//! How fast the heap allocates and marks without threads, beside the limit programs.
+//! Measures allocation and marking of a heap without threads, beside the limit programs.
 //!
 //! `cargo run --release -p benches --example heap_speed [ROUNDS]`
 
@@ -11,11 +11,11 @@ use gc_core::raw::{Encoding, Kind, Site};
 use gc_test_harness::lab::baselines::heap::LimitHeap;
 use gc_test_harness::lab::baselines::mark::LimitMarker;
 
-/// What the markers of a space share.
+/// The parts that the markers of a space share.
 type Marking<'a> = (&'a MarkQueue, &'a WeakWork);
 
 fn main() {
-    // SAFETY: one thread, with runs, sites and a queue of this space.
+    // SAFETY: only this thread uses the space, with runs, sites and a queue of this space.
     let space = unsafe { Space::bare(SpaceConfig::default()) }.expect("a heap");
     let queue = MarkQueue::new(&space, 1 << 26).expect("a queue");
     let weak = WeakWork::new(&space).expect("lists");
@@ -88,7 +88,7 @@ fn main() {
 #[inline(always)]
 fn alloc(space: &Space, runs: &LocalAllocator, site: Site) -> usize {
     loop {
-        // SAFETY: our own runs.
+        // SAFETY: these are this thread's runs.
         let cell = unsafe { bump(runs.as_mut_ptr(), site) };
         if !cell.is_null() {
             return cell as usize;
@@ -107,7 +107,7 @@ fn refill(space: &Space, runs: &LocalAllocator, site: Site) {
 
 fn collect(space: &Space, runs: &LocalAllocator, marking: Marking<'_>, roots: &[usize]) -> f64 {
     space.begin_marking();
-    // SAFETY: our own runs.
+    // SAFETY: these are this thread's runs.
     unsafe { runs.blacken_tails(space) };
     let start = Instant::now();
     let mut marker = Marker::new(space, marking.0, marking.1).alone();
@@ -123,7 +123,8 @@ fn collect(space: &Space, runs: &LocalAllocator, marking: Marking<'_>, roots: &[
     seconds
 }
 
-/// The limit program's time for so many bytes of cells, each written once.
+/// The limit program's time in seconds to allocate `set` bytes of cells of `bytes` bytes, and to
+/// write each once.
 fn limit(bytes: usize, set: usize) -> f64 {
     match bytes {
         16 => limit_of::<16>(set),
@@ -136,7 +137,7 @@ fn limit(bytes: usize, set: usize) -> f64 {
 
 fn limit_of<const BYTES: usize>(set: usize) -> f64 {
     let heap = LimitHeap::<BYTES>::without_roots(set).expect("address space");
-    // The second turn finds its memory touched.
+    // The first turn touches the memory; the second is measured.
     let turn = || {
         let start = Instant::now();
         for n in 0..set / BYTES {
@@ -190,8 +191,7 @@ fn mark(space: &Space, runs: &LocalAllocator, marking: Marking<'_>, site: Site, 
     collect(space, runs, marking, &[]);
 }
 
-/// Lists of so many cells, each in one place, which lie at random: what it costs to follow
-/// neighbours.
+/// Measures the marking of lists in random order. The `cells` cells of each list are adjacent.
 fn groups(space: &Space, runs: &LocalAllocator, marking: Marking<'_>, site: Site, cells: usize) {
     let count = (64 << 20) / site.size() / cells;
     let list = |_| {
@@ -221,7 +221,7 @@ fn groups(space: &Space, runs: &LocalAllocator, marking: Marking<'_>, site: Site
     collect(space, runs, marking, &[]);
 }
 
-/// Every other cell survives, so that each run is one cell long: the refill's own cost.
+/// Measures refills: every other cell survives, so that each run is one cell long.
 fn comb(space: &Space, runs: &LocalAllocator, marking: Marking<'_>, leaf: gc_core::raw::KindId) {
     let site = space.site(leaf, 32).expect("a site");
     let cells: Vec<usize> = (0..1 << 20).map(|_| alloc(space, runs, site)).collect();

@@ -3,10 +3,10 @@
 
 use std::ffi::{CStr, c_int, c_void};
 
-/// What to print where it is missing.
+/// The message if the library is missing.
 pub const MISSING: &str = "bdwgc: not installed (apt-get install libgc1), skipped";
 
-/// The library, loaded and set up. It stays loaded.
+/// The loaded and initialised library. It is never unloaded.
 #[derive(Clone, Copy, Debug)]
 pub struct Bdwgc {
     malloc: unsafe extern "C" fn(usize) -> *mut c_void,
@@ -15,15 +15,15 @@ pub struct Bdwgc {
 }
 
 impl Bdwgc {
-    /// Loads and initialises it, for the calling thread.
+    /// Loads and initialises the library, for the calling thread.
     ///
-    /// As it is installed, every address inside an object keeps it, from the heap too; for that it
-    /// adds a byte to each object, and 16 bytes become 32. `interior: false` makes it what Urge is
-    /// by default: interior pointers count on stacks and in registers only, and 16 bytes are 16.
-    /// The choice is the process's.
+    /// As it is installed, every interior pointer keeps its object, also from the heap. For this,
+    /// bdwgc adds a byte to each object, and 16 bytes become 32. `interior: false` sets Urge's
+    /// default: interior pointers count on stacks and in registers only, and 16 bytes stay 16. The
+    /// setting holds for the process.
     pub fn load(interior: bool) -> Option<Bdwgc> {
-        // SAFETY: the functions have these signatures in every bdwgc since 7.2 (gc.h), whose soname
-        // this is.
+        // SAFETY: the functions have these signatures (gc.h) in every bdwgc with this soname, which
+        // is version 7.2 or later.
         unsafe {
             let library = libc::dlopen(c"libgc.so.1".as_ptr(), libc::RTLD_NOW);
             if library.is_null() {
@@ -58,22 +58,22 @@ impl Bdwgc {
     /// `GC_malloc(bytes)`: zeroed memory.
     ///
     /// # Panics
-    /// If there is none.
+    /// If there is no memory.
     #[inline(always)]
     pub fn malloc(self, bytes: usize) -> usize {
-        // SAFETY: initialised, and called by the thread that did so.
+        // SAFETY: the library is initialised, and this is the thread that initialised it.
         let cell = unsafe { (self.malloc)(bytes) } as usize;
         assert!(cell != 0, "bdwgc has no memory left");
         cell
     }
 
-    /// How often it has collected.
+    /// The number of collections so far.
     pub fn collections(self) -> usize {
-        // SAFETY: initialised.
+        // SAFETY: the library is initialised.
         unsafe { (self.collections)() }
     }
 
-    /// How it was set up.
+    /// A description of the setting.
     pub fn setup(self) -> &'static str {
         if self.interior == 0 {
             "interior pointers from stacks only, 16 bytes an object"

@@ -1,10 +1,10 @@
-//! What the benches share: blocks in alternation and ratios between them, and the peers. The limit
-//! programs are the harness's: `gc_test_harness::lab::baselines`.
+//! The parts that the benches share: blocks in alternation, their ratios, and the peers. The limit
+//! programs are in `gc_test_harness::lab::baselines`.
 //!
-//! Machines are noisy, so a figure here is a ratio within one run: every contender of a table has a
-//! block of work, the blocks alternate (A B C A B C ...), and what is reported is how the
-//! contenders compare block by block. Criterion's own groups stand beside the tables; they are for
-//! comparing one's own changes, run after run, on one's own machine.
+//! Machines are noisy, so each figure is a ratio within one run: every contender of a table has a
+//! block of work, the blocks alternate (A B C A B C ...), and the contenders are compared block by
+//! block. The benches also have criterion's groups, for comparing a change with the code before it
+//! on one machine.
 
 pub mod bdwgc;
 pub mod contenders;
@@ -17,19 +17,19 @@ use std::time::Duration;
 
 use criterion::Criterion;
 
-/// What a bench binary is asked to do.
+/// The task of a bench binary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// `cargo bench`: measure.
+    /// `cargo bench`: measures.
     Full,
-    /// `cargo test`, or `cargo bench -- --test`: run everything once, in small.
+    /// `cargo test`, or `cargo bench -- --test`: runs everything once, with small sizes.
     Quick,
-    /// Only say what there is.
+    /// `--list`: only prints names.
     List,
 }
 
 impl Mode {
-    /// Reads the arguments as criterion does.
+    /// Parses the arguments as criterion does.
     pub fn from_args() -> Mode {
         let has = |flag: &str| std::env::args().skip(1).any(|arg| arg == flag);
         if has("--list") {
@@ -41,14 +41,14 @@ impl Mode {
         }
     }
 
-    /// One number for measuring, another for trying.
+    /// `full` to measure, or `quick` for any other mode.
     pub fn pick<T>(self, full: T, quick: T) -> T {
         if self == Mode::Full { full } else { quick }
     }
 }
 
-/// Runs criterion's groups of a bench, of short functions: half a second to warm up, two to
-/// measure.
+/// Runs criterion's groups of a bench with short functions: half a second to warm up, two seconds
+/// to measure.
 pub fn run_groups(groups: impl FnOnce(&mut Criterion)) {
     let mut criterion = Criterion::default()
         .warm_up_time(Duration::from_millis(500))
@@ -58,8 +58,8 @@ pub fn run_groups(groups: impl FnOnce(&mut Criterion)) {
     criterion.final_summary();
 }
 
-/// Whether a part of a bench is wanted: no name was given as an argument, or its name contains the
-/// one that was.
+/// Whether a part of a bench is to run: no name was given as an argument, or the part's name
+/// contains the given name.
 pub fn wanted(part: &str) -> bool {
     const WITHOUT_VALUE: [&str; 9] = [
         "--bench",
@@ -84,9 +84,9 @@ pub fn wanted(part: &str) -> bool {
         .is_none_or(|(_, name)| part.contains(name.as_str()))
 }
 
-/// Uses up a word in a register, without a store: the compiler has to compute the word.
+/// Uses a word in a register without a store, so that the compiler must compute the word.
 #[inline(always)]
 pub fn consume(word: usize) {
-    // SAFETY: no instruction at all.
+    // SAFETY: the assembly has no instructions.
     unsafe { asm!("/* {0} */", in(reg) word, options(nomem, nostack, preserves_flags)) };
 }

@@ -1,8 +1,8 @@
-//! The Lox programs that are measured, and what each mostly does.
+//! The Lox programs that are measured, and the main work of each.
 
 use std::path::{Path, PathBuf};
 
-/// What a program mostly does.
+/// The main work of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heavy {
     /// Allocates.
@@ -27,7 +27,7 @@ pub const PROGRAMS: [(&str, Heavy); 10] = [
     ("properties", Heavy::Else),
 ];
 
-/// Where a program is; what it must print stands beside it, in a file that ends in `.out`.
+/// The path of a program. Its expected output is beside it, in a file that ends in `.out`.
 pub fn path_of(program: &str) -> PathBuf {
     let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../gc-test-harness/programs/bench");
     programs.join(program).with_extension("lox")

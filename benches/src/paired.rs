@@ -1,30 +1,31 @@
-//! Contenders in alternation: blocks of work A B C A B C ..., and how they compare block by block.
+//! Measures contenders in alternation, in blocks of work A B C A B C ..., and compares them block
+//! by block.
 //!
-//! A neighbour's load, a change of clock or a migration meets adjacent blocks alike, so the ratio
-//! of two blocks of one turn says more than any of their times. Each ratio is reported as min, p50,
-//! p90, p99 and max over the turns.
+//! Other load, a change of the clock rate or a migration affects adjacent blocks in the same way,
+//! so the ratio of two blocks of one turn varies less than their times. Each ratio is reported as
+//! min, p50, p90, p99 and max over the turns.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use gc_test_harness::report::{median, processor_time};
 
-/// The fewest turns that a claim may rest on.
+/// The fewest turns of a claim.
 pub const LEAST_TURNS: usize = 9;
 
 /// One block of one contender.
 #[derive(Clone, Copy, Debug)]
 pub struct Block {
-    /// How much was done.
+    /// The number of units of work.
     pub units: u64,
-    /// How long it took.
+    /// The time of the block.
     pub time: Duration,
-    /// The processor time of all threads of the process meanwhile, where that was taken.
+    /// The processor time of all threads of the process in this time, if it was measured.
     pub processor: Option<Duration>,
 }
 
 impl Block {
-    /// A block whose time was taken inside.
+    /// A block whose time the contender has measured.
     pub fn new(units: u64, time: Duration) -> Block {
         Block {
             units,
@@ -33,8 +34,7 @@ impl Block {
         }
     }
 
-    /// Takes the time of `work`, which gives the number of its units: by the clock, and by all
-    /// processors.
+    /// Measures the clock time and the processor time of `work`, which returns its number of units.
     pub fn timed(work: impl FnOnce() -> u64) -> Block {
         let processor = processor_time();
         let start = Instant::now();
@@ -48,13 +48,13 @@ impl Block {
     }
 }
 
-/// A contender: a name, and a function that does one block.
+/// A contender: a name, and a function that runs one block.
 pub struct Contender<'a> {
     name: &'a str,
     block: Box<dyn FnMut() -> Block + 'a>,
 }
 
-/// Contenders for one table.
+/// The contenders of one table.
 pub struct Paired<'a> {
     title: &'a str,
     unit: &'a str,
@@ -62,7 +62,7 @@ pub struct Paired<'a> {
 }
 
 impl<'a> Paired<'a> {
-    /// A table of this title; `unit` is what a block counts.
+    /// A table with this title. `unit` is the name of a block's unit of work.
     pub fn new(title: &'a str, unit: &'a str) -> Paired<'a> {
         Paired {
             title,
@@ -80,7 +80,7 @@ impl<'a> Paired<'a> {
         self
     }
 
-    /// Runs one turn to warm up and then so many to measure.
+    /// Runs one turn to warm up and then `turns` turns to measure.
     pub fn measure(mut self, turns: usize) -> Measured {
         let mut rows: Vec<Row> = self
             .contenders
@@ -111,7 +111,7 @@ impl<'a> Paired<'a> {
     }
 }
 
-/// One contender's blocks, in nanoseconds a unit.
+/// One contender's blocks, in nanoseconds per unit.
 #[derive(Clone, Debug)]
 struct Row {
     name: String,
@@ -119,7 +119,7 @@ struct Row {
     processor: Vec<f64>,
 }
 
-/// What was measured.
+/// The blocks of all contenders, and the ratios of the table.
 #[derive(Clone, Debug)]
 pub struct Measured {
     title: String,
@@ -128,16 +128,16 @@ pub struct Measured {
     ratios: Vec<Ratio>,
 }
 
-/// How two contenders compare.
+/// The ratio of two contenders.
 #[derive(Clone, Debug)]
 struct Ratio {
     name: String,
     time: Spread,
-    /// Of the processor time, where that was taken: what a loaded machine blurs less.
+    /// The ratio of their processor times, if measured. Load on the machine affects it less.
     processor: Option<f64>,
 }
 
-/// The five numbers of a list.
+/// Five quantiles of a list.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
     /// The least.
@@ -153,7 +153,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of a list that is not empty; all 0 of an empty one.
+    /// The quantiles of a list; all 0 for an empty list.
     pub fn of(values: &[f64]) -> Spread {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
@@ -182,8 +182,8 @@ impl Measured {
         self.rows.iter().find(|row| row.name == name)
     }
 
-    /// How many times as long as `short` did `long` take, turn by turn. `None`: one of them was not
-    /// there.
+    /// The ratio of the time of `long` to that of `short`, turn by turn. `None`: one of them was
+    /// not measured.
     pub fn ratio(&self, long: &str, short: &str) -> Option<Spread> {
         let (long, short) = (self.row(long)?, self.row(short)?);
         let ratios = long.nanos.iter().zip(&short.nanos).map(|(a, b)| a / b);
@@ -197,8 +197,7 @@ impl Measured {
         (!ratios.is_empty()).then(|| median(&ratios))
     }
 
-    /// Has the table show that ratio as well; leaves it out where one of the contenders is not
-    /// there.
+    /// Adds the ratio to the table, if both contenders were measured.
     pub fn with_ratio(mut self, long: &str, short: &str) -> Measured {
         if let Some(time) = self.ratio(long, short) {
             self.ratios.push(Ratio {
@@ -210,12 +209,12 @@ impl Measured {
         self
     }
 
-    /// Turns.
+    /// The number of turns.
     pub fn turns(&self) -> usize {
         self.rows.first().map_or(0, |row| row.nanos.len())
     }
 
-    /// The median time a unit of a contender, in nanoseconds.
+    /// A contender's median time per unit, in nanoseconds.
     pub fn nanos(&self, name: &str) -> Option<f64> {
         self.row(name).map(|row| median(&row.nanos))
     }

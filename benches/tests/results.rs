@@ -1,4 +1,4 @@
-//! `RESULTS.md` and the plots are what the committed data files make.
+//! `RESULTS.md` and the plots are those that the committed data files make.
 
 use benches::results::{data, render};
 

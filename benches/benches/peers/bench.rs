@@ -1,4 +1,4 @@
-//! What all rows need: what was asked for, contenders in alternation, and the claims so far.
+//! The parts that all rows share: the options, contenders in alternation, and the claims so far.
 
 use std::time::Duration;
 
@@ -10,45 +10,45 @@ use benches::results::claim::{Beside, Claim, Favourable, Wanted};
 use benches::results::machine::{Machine, now};
 use benches::results::{data, render};
 
-/// Set, this binary is one of our own contenders.
+/// The variable that makes this binary run as one of Urge's contenders.
 pub const CHILD: &str = "URGE_BENCH_PEERS";
 
-/// Our own name in the tables.
+/// Urge's name in the tables.
 pub const OURS: &str = "Urge";
-/// The limit programs' name.
+/// The limit programs' name in the tables.
 pub const LIMIT: &str = "limit program";
 
-/// This binary, as a contender.
+/// This binary as the contender `work`.
 pub fn ours(work: &str) -> Program {
     let itself = std::env::current_exe().expect("this binary has a path");
     Program::new(itself).with(CHILD, work)
 }
 
-/// Has so much memory touched and given back by a process of its own: see
-/// [`gc_test_harness::lab::warm`].
+/// Touches and frees `mib` MiB of memory in a process of its own, as [`gc_test_harness::lab::warm`]
+/// describes.
 pub fn warm(mib: u32) -> Result<(), String> {
     run(ours("warm").command(&[mib]), false).map(drop)
 }
 
-/// Waits until the host has the memory that the process before has freed, where free memory goes
-/// to a host.
+/// On a virtual machine that reports free memory to its host, waits until the memory that the last
+/// process freed has been reported.
 ///
-/// The kernel begins to report free memory two seconds later, piece by piece, and every step of a
-/// stop takes longer meanwhile (docs/experiments.md).
+/// The kernel begins to report free memory two seconds later, in pieces, and every step of a stop
+/// takes longer meanwhile (docs/experiments.md).
 pub fn settle(scale: Scale) {
     if scale == Scale::Full && std::path::Path::new("/sys/module/page_reporting").exists() {
         std::thread::sleep(Duration::from_secs(10));
     }
 }
 
-/// How large the work is.
+/// The size of the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scale {
-    /// What is claimed.
+    /// The size that is claimed.
     Full,
-    /// `--quick`: the same in small, which claims nothing.
+    /// `--quick`: a smaller size, which claims nothing.
     Short,
-    /// `cargo test`: everything once, to see that it runs.
+    /// `cargo test`: each row once, with the smallest size.
     Test,
 }
 
@@ -58,17 +58,17 @@ pub struct Options {
     turns: Option<usize>,
     /// The rows to run; empty: all of them.
     pub rows: Vec<String>,
-    /// Whether the data file and what is made of it are to be written.
+    /// Whether the data file, the page and the plots are written.
     pub write: bool,
-    /// Only say what there is.
+    /// Whether only the names of the rows are printed.
     pub list: bool,
 }
 
 impl Options {
-    /// Reads the arguments.
+    /// Parses the arguments.
     ///
     /// # Errors
-    /// A sentence that says what would be right.
+    /// A message that says which arguments are right.
     pub fn from(
         arguments: impl Iterator<Item = String>,
         known: &[&str],
@@ -92,14 +92,14 @@ impl Options {
                     let turns = arguments.next().and_then(|n| n.parse().ok());
                     options.turns = Some(turns.filter(|n| *n > 0).ok_or("--turns N")?);
                 }
-                // What cargo and criterion's benches are given besides.
+                // Flags that cargo passes to criterion's benches as well.
                 "--test" | "--noplot" | "--nocapture" | "--quiet" | "--exact" => {}
                 row if known.contains(&row) => {
                     options.rows.push(row.to_owned());
                 }
                 other => {
                     let rows = known.join(" ");
-                    // `cargo test NAME` gives NAME to every binary.
+                    // `cargo test NAME` passes NAME to every binary.
                     if options.scale == Scale::Full {
                         return Err(format!("{other:?} is no row; rows are: {rows}"));
                     }
@@ -115,32 +115,32 @@ impl Options {
     }
 }
 
-/// A claim without its ratio.
+/// The parts of a claim except its ratio.
 pub struct Row<'a> {
     /// The work.
     pub work: &'a str,
-    /// What is measured of it.
+    /// The quantity that is measured.
     pub measure: &'a str,
-    /// With what Urge is compared.
+    /// The contender that Urge is compared with.
     pub beside: Beside,
-    /// The medians of Urge and of the other, and their unit.
+    /// The medians of Urge and of the other contender, and their unit.
     pub figures: Option<(f64, f64, &'a str)>,
-    /// Which side of 1 is in Urge's favour.
+    /// The side of 1 on which a ratio is in Urge's favour.
     pub favourable: Favourable,
-    /// What the ratio should be.
+    /// The ratio that is wanted.
     pub wanted: Wanted,
 }
 
-/// The median of one figure of a contender; 0 where it was skipped.
+/// The median of one figure of a contender; 0 if the contender was skipped.
 pub fn p50<S>(runs: &Alternated<S>, name: &str, of: impl Fn(&S) -> f64) -> f64 {
     runs.spread(name, of).map_or(0.0, |spread| spread.p50)
 }
 
-/// What has been measured so far, and with what.
+/// The state of a run of the bench.
 pub struct Bench {
-    /// Where peers are built.
+    /// The directory in which peers are built.
     pub workshop: Workshop,
-    /// How large the work is.
+    /// The size of the work.
     pub scale: Scale,
     turns: Option<usize>,
     write: bool,
@@ -149,7 +149,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Nothing yet.
+    /// A run without claims.
     pub fn new(options: &Options) -> Bench {
         Bench {
             workshop: Workshop::new(),
@@ -161,7 +161,7 @@ impl Bench {
         }
     }
 
-    /// One size for what is claimed, one for a trial, one to see that it runs.
+    /// The value for the present scale.
     pub fn pick<T>(&self, full: T, short: T, test: T) -> T {
         match self.scale {
             Scale::Full => full,
@@ -170,12 +170,12 @@ impl Bench {
         }
     }
 
-    /// Turns to measure: what was asked for, or so many.
+    /// The number of turns: the option, or else `full` at full scale.
     pub fn turns(&self, full: usize) -> usize {
         self.turns.unwrap_or(self.pick(full, 3, 1))
     }
 
-    /// Leaves out what is not there, and remembers its name.
+    /// Leaves out peers that are not installed, and notes their names.
     pub fn installed(&mut self, peers: Vec<Peer>) -> Vec<(String, Program)> {
         let (there, skipped) = installed(peers);
         for name in skipped {
@@ -186,8 +186,8 @@ impl Bench {
         there
     }
 
-    /// Enters a claim, if there is a ratio to make it with: without one, a contender was skipped,
-    /// which the bench has said.
+    /// Adds a claim if there is a ratio. There is none if a contender was skipped, which was
+    /// printed then.
     pub fn claim(&mut self, row: Row<'_>, ratio: Option<Spread>, turns: usize) {
         let Some(ratio) = ratio else {
             return;
@@ -207,7 +207,7 @@ impl Bench {
         });
     }
 
-    /// Whole processes in alternation, which all must print the same; ours first. Before each,
+    /// Runs whole processes in alternation, Urge's first. All must print `expected`. Before each,
     /// `most` MiB are warmed.
     pub fn processes(
         &mut self,
@@ -230,8 +230,8 @@ impl Bench {
         runs
     }
 
-    /// Enters how many times as long as ours the others took, and how much memory; `time` and
-    /// `memory` say what is wanted beside which peer.
+    /// Adds claims of the other contenders' time and memory, as multiples of Urge's. `time` and
+    /// `memory` give the ratio that is wanted for each peer.
     pub fn time_and_memory(
         &mut self,
         work: &str,
@@ -273,8 +273,8 @@ impl Bench {
         }
     }
 
-    /// Writes the machine's data file and all that is made of it, if that was asked for. Called
-    /// after each row, so that a run which is broken off keeps the rows before.
+    /// Writes the machine's data file, the page and the plots, if the options say so. It is called
+    /// after each row, so that an interrupted run keeps its finished rows.
     pub fn save(&mut self) {
         if !self.write {
             return;
@@ -303,7 +303,7 @@ impl Bench {
     }
 }
 
-/// Times and memory of whole processes, for people.
+/// Prints times and memory of whole processes.
 pub fn print_used(runs: &Alternated<Used>) {
     println!(
         "{:<28}{:>9}{:>9}{:>9}{:>9}{:>12}{:>10}",

@@ -1,4 +1,4 @@
-//! Rows over a random graph: full markings, and pauses while it is changed.
+//! Rows over a random graph: full markings, metadata, and pauses while the graph is changed.
 
 use benches::contenders::alternate::{Alternated, Piece, alternate};
 use benches::contenders::process::{Server, go_cycles, run};
@@ -11,7 +11,7 @@ use gc_test_harness::lab::concurrent;
 
 use crate::bench::{Bench, LIMIT, OURS, Row, ours, p50, settle, warm};
 
-/// One marker over the whole graph.
+/// The row `mark`: one marker marks the whole graph.
 pub fn mark_row(bench: &mut Bench) {
     for &mib in bench.pick(&[64, 256, 1024][..], &[64][..], &[1][..]) {
         let work = format!("full mark {mib} MiB, one marker");
@@ -21,7 +21,7 @@ pub fn mark_row(bench: &mut Bench) {
             bdwgc,
             exact,
             bench.workshop.go("mark").with("GOMAXPROCS", "1"),
-            // A full collection by `System.gc()`.
+            // Java is measured by a full collection with `System.gc()`.
             bench.workshop.java("Mark"),
         ];
         let mut contenders = vec![(OURS.to_owned(), ours("mark"))];
@@ -69,8 +69,8 @@ pub fn mark_row(bench: &mut Bench) {
     }
 }
 
-/// Turns of one process: nanoseconds of our marking and of the limit program's over the same graph;
-/// with several markers, the same of one after it.
+/// The turns of one process: the nanoseconds of Urge's marking and of the limit program's over the
+/// same graph. With several markers, the same of one marker follow.
 fn turns_of_marking(mib: u32, markers: u32) -> Vec<Vec<f64>> {
     let ran = warm(mib * 4).and_then(|()| run(ours("limit").command(&[mib, markers]), false));
     let ran = ran.unwrap_or_else(|why| panic!("{OURS}: {why}"));
@@ -83,7 +83,7 @@ fn turns_of_marking(mib: u32, markers: u32) -> Vec<Vec<f64>> {
     lines.map(numbers).collect()
 }
 
-/// The medians of two columns, in million objects a second.
+/// The medians of two columns, in million objects per second.
 fn rates(
     objects: u64,
     turns: &[Vec<f64>],
@@ -99,7 +99,7 @@ fn rates(
     Some((rates[0], rates[1], "M/s"))
 }
 
-/// The limit program over the same graph.
+/// Adds the claim beside the limit program over the same graph.
 fn limit_of_marking(bench: &mut Bench, work: &str, mib: u32, objects: u64) {
     let turns = turns_of_marking(mib, 1);
     let ratios: Vec<f64> = turns.iter().map(|turn| turn[1] / turn[0]).collect();
@@ -114,7 +114,7 @@ fn limit_of_marking(bench: &mut Bench, work: &str, mib: u32, objects: u64) {
     bench.claim(row, Some(Spread::of(&ratios)), ratios.len());
 }
 
-/// Two markers over the whole graph, beside one.
+/// The row `markers`: two markers mark the whole graph, compared with one.
 pub fn markers_row(bench: &mut Bench) {
     for &mib in bench.pick(&[64, 1024][..], &[64][..], &[1][..]) {
         let work = format!("full mark {mib} MiB, two markers");
@@ -148,7 +148,8 @@ pub fn markers_row(bench: &mut Bench) {
     }
 }
 
-/// Metadata bytes. They are counted, not measured, so one run of each work is enough.
+/// The row `memory`: metadata bytes. They are counted, not measured, so one run of each work is
+/// enough.
 pub fn memory_row(bench: &mut Bench) {
     let mib = bench.pick(256, 64, 1);
     for (what, work) in [("graph", "mark json"), ("cache under churn", "churn json")] {
@@ -177,16 +178,16 @@ fn parsed(stdout: &str) -> Result<serde_json::Value, String> {
     serde_json::from_str(stdout).map_err(|e| format!("{e}: {stdout:?}"))
 }
 
-/// What a run beside a changing graph tells.
+/// The figures of a run with a changing graph.
 #[derive(Clone, Copy, Debug, Default)]
 struct Pauses {
-    /// A cycle's longest pause.
+    /// Quantiles of the cycles' longest pauses, in microseconds.
     p50_us: f64,
     p99_us: f64,
     floor_p99_us: f64,
-    /// Utilisation in the worst window, and in the median one.
+    /// The utilisation in the worst window and in the median window.
     utilisation: [f64; 2],
-    /// The program's progress in them.
+    /// The program's progress in these windows.
     progress: [f64; 2],
     turns_per_s: f64,
 }
@@ -194,7 +195,7 @@ struct Pauses {
 fn our_pauses(mib: u32, cycles: u32, touched: bool) -> Result<Pauses, String> {
     let mut program = ours("concurrent");
     if touched {
-        // All that it will use, but not all that there is.
+        // All memory that the process will use, but at most three quarters of the available memory.
         let most = available_mib() / 4 * 3;
         let touched = u64::from(mib * PEAK + 128).min(most);
         program = program.with("URGE_PRE_TOUCH", format!("{touched}M"));
@@ -236,27 +237,27 @@ fn go_pauses(program: &Program, mib: u32, cycles: u32) -> Result<Pauses, String>
     })
 }
 
-/// The most memory that a changing graph takes, in times of its objects: with the table, free
-/// cells, cells that are allocated while it is marked, and the heap's growth.
+/// The most memory that a changing graph takes, in multiples of its objects: with the table, free
+/// cells, cells that are allocated black, and the heap's growth.
 const PEAK: u32 = 5;
 
-/// Urge, its heap's memory backed when it is built.
+/// The name of Urge with its heap's memory touched when the heap is built.
 const TOUCHED: &str = "Urge, pre-touched";
 
-/// Pauses and utilisation while the graph is changed.
+/// The row `pauses`: pauses and utilisation while the graph is changed.
 ///
-/// A heap that grows takes page faults, which a stop waits for; on a virtual machine that gives
-/// free memory back to its host each takes milliseconds. So Urge is measured both as it is and with
-/// its memory touched beforehand.
+/// A heap that grows takes page faults, which a stop waits for. On a virtual machine that returns
+/// free memory to its host, a page fault may take milliseconds. So Urge is measured as it is, and
+/// with its memory touched beforehand.
 pub fn pauses_row(bench: &mut Bench) {
     let peers = vec![bench.workshop.go("concurrent")];
     let peers = bench.installed(peers);
     let sizes = bench.pick(&[64, 1024, 4096][..], &[16, 64][..], &[1][..]);
     let mut first: Option<Alternated<Pauses>> = None;
     for &mib in sizes {
-        // Cycles of the largest graph are long, so there are few of them. The p99 of fewer than a
-        // hundred pauses is the longest one, which grows with their number. So Go makes as many
-        // cycles or fewer, which favours it.
+        // Cycles of the largest graph are long, so there are few. The p99 of fewer than a hundred
+        // pauses is the longest pause, which grows with their number. So Go makes at most as many
+        // cycles as Urge, which favours Go.
         let (cycles, cycles_of_go) = match bench.pick(mib, 16, 1) {
             1 => (5, 5),
             16 => (concurrent::CYCLES, concurrent::CYCLES),
@@ -308,8 +309,8 @@ pub fn pauses_row(bench: &mut Bench) {
     }
 }
 
-/// Enters the pauses of `name`, one of Urge's ways, in a graph; `first` are the runs with the
-/// smallest graph.
+/// Adds the claims of the pauses of `name`, which is Urge with or without touched memory. `first`
+/// are the runs with the smallest graph.
 fn claim_pauses(
     bench: &mut Bench,
     work: &str,

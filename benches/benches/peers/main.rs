@@ -1,15 +1,15 @@
-//! Urge beside bdwgc, mimalloc, Go, Java and clox, as processes in alternation; writes the
-//! machine's data file, `RESULTS.md` and its plots.
+//! Compares Urge with bdwgc, mimalloc, Go, Java and clox, as processes in alternation, and writes
+//! the machine's data file, `RESULTS.md` and its plots.
 //!
 //! `cargo bench -p benches --bench peers [-- ROW... --quick --turns N --no-write]`.
-//! [`benches::contenders`] says what the peers need and how they are found. Without rows, all of
-//! them run: some half an hour, for a quiet machine. `--quick` is a trial of two minutes with
-//! smaller work, which writes nothing. Ours is this binary itself, as a child that does what
-//! `gclab` does.
+//! [`benches::contenders`] says what the peers need and how they are found. Without names of rows,
+//! all rows run, for about half an hour; the machine must be quiet. `--quick` is a trial of about
+//! two minutes with smaller work, which writes nothing. Urge's contender is this binary, as a child
+//! that does the work of `gclab`.
 //!
 //! | row | work | gclab |
 //! |---|---|---|
-//! | `trees` | binary trees, one mutator; the limit program, too | `gclab trees 20`, `gclab trees 20 --limit` |
+//! | `trees` | binary trees, one mutator | `gclab trees 20`, and with `--limit` |
 //! | `mutators` | the same on two threads over one heap | `gclab trees 20 --mutators 2` |
 //! | `mark` | full markings of a random graph by one marker | `gclab mark 64`, `256`, `1024` |
 //! | `markers` | the same by two markers | `gclab mark 64 --markers 2`, `1024` |
@@ -20,14 +20,14 @@
 //! | `lox` | Lox programs that allocate, with the JIT | `gclab run FILE.lox` |
 //!
 //! `trees`, `mutators` and `churn` time whole processes from start to end, which must all print the
-//! same. That includes Java's start and the processors that Go's collector takes beside the
-//! program. Each peer runs as it is installed; bdwgc runs a second time as near to Urge as it can
-//! be set (`bdwgc, exact sizes`).
+//! same. The time includes Java's start. Go's collector may use more processors than the program.
+//! Each peer runs as it is installed. bdwgc runs a second time with the settings that are nearest
+//! to Urge's (`bdwgc, exact sizes`).
 //!
-//! Before each process the bench touches as much memory as the process will need and gives it back,
-//! so that no contender waits for the memory of a virtual machine's host (`gclab warm`). Runs whose
-//! stops are measured wait for quiet instead ([`bench::settle`]). The bench writes the results of a
-//! row when the row has ended.
+//! Before each process the bench touches and frees as much memory as the process will need, so that
+//! no contender waits for the memory of a virtual machine's host (`gclab warm`). Before a run whose
+//! stops are measured, the bench waits instead ([`bench::settle`]). The bench writes the results of
+//! each row when the row has ended.
 
 mod bench;
 mod graphs;
@@ -41,7 +41,7 @@ use gc_test_harness::lox::run::{RunConfig, run_file};
 
 use crate::bench::{Bench, CHILD, OURS, Options};
 
-/// A row's name, and what measures it.
+/// A row's name, and the function that measures it.
 type Row = (&'static str, fn(&mut Bench));
 
 /// Every row.
@@ -96,7 +96,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Our own contenders.
+/// Runs as Urge's contender `work`, or as the limit program.
 fn child(work: &str) -> Result<(), Box<dyn std::error::Error>> {
     let argument = |at: usize| std::env::args().nth(at).unwrap_or_default();
     let number = |at: usize| argument(at).parse::<u32>();

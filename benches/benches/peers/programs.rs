@@ -10,16 +10,16 @@ use gc_test_harness::lab::trees;
 
 use crate::bench::{Bench, LIMIT, OURS, Row, Scale, ours, p50, print_used, warm};
 
-/// Our contender with two mutators.
+/// The name of Urge with two mutators.
 const OURS_TWICE: &str = "Urge, 2 mutators";
 
-/// What the game must print.
+/// The output of the benchmarks game's program at this depth.
 fn game(depth: u32) -> String {
     let lines = trees::answers(depth);
     lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
-/// The peers of a work that all of them have.
+/// The peers, for a work that all of them have a program for.
 fn peers(bench: &mut Bench, work: &str, class: &str) -> Vec<(String, Program)> {
     let [bdwgc, exact] = bench.workshop.bdwgc(work);
     let peers = vec![
@@ -32,7 +32,7 @@ fn peers(bench: &mut Bench, work: &str, class: &str) -> Vec<(String, Program)> {
     bench.installed(peers)
 }
 
-/// One mutator beside all peers and the limit program.
+/// The row `trees`: one mutator, compared with all peers and the limit program.
 pub fn trees_row(bench: &mut Bench) {
     let depth = bench.pick(20, 16, 8);
     let mut contenders = vec![
@@ -55,7 +55,7 @@ pub fn trees_row(bench: &mut Bench) {
     bench.time_and_memory(&work, &runs, &time, &memory);
 }
 
-/// The same program on two threads of one heap.
+/// The row `mutators`: the same program on two threads over one heap.
 pub fn mutators_row(bench: &mut Bench) {
     let depth = bench.pick(20, 16, 8);
     let work = format!("binary trees {depth}, 2 mutators");
@@ -131,14 +131,14 @@ pub fn mutators_row(bench: &mut Bench) {
     }
 }
 
-/// What ours prints, and all others must. By a process of its own, as all work is: what this one
-/// has resident counts as the peak of each of its children.
+/// The output of Urge's contender, which all others must print. The work runs in a process of its
+/// own, since the bench's own resident memory would count in the peak of each of its children.
 fn answer(ours: &Program, sizes: &[u32]) -> String {
     let ran = run(ours.command(sizes), false);
     ran.unwrap_or_else(|why| panic!("{OURS}: {why}")).stdout
 }
 
-/// A cache with replacement.
+/// The row `churn`: a cache with replacement.
 pub fn churn_row(bench: &mut Bench) {
     let (mib, rounds) = bench.pick((256, 20), (64, 10), (1, 3));
     let expected = answer(&ours("churn"), &[mib, rounds]);
@@ -154,7 +154,7 @@ pub fn churn_row(bench: &mut Bench) {
     bench.time_and_memory(&work, &runs, &time, &|_| Wanted::Nothing);
 }
 
-/// Peak memory where sizes change.
+/// The row `fragment`: peak memory when object sizes change.
 pub fn fragment_row(bench: &mut Bench) {
     let mib = bench.pick(256, 64, 1);
     for (from, to) in [(64, 96), (96, 64)] {
@@ -177,7 +177,7 @@ pub fn fragment_row(bench: &mut Bench) {
     }
 }
 
-/// Lox programs that allocate, beside clox.
+/// The row `lox`: Lox programs that allocate, compared with clox.
 pub fn lox_row(bench: &mut Bench) {
     let clox = bench.installed(vec![Workshop::clox()]);
     let Some((clox_name, clox)) = clox.into_iter().next() else {
@@ -187,7 +187,7 @@ pub fn lox_row(bench: &mut Bench) {
         .iter()
         .filter(|(_, heavy)| *heavy == Heavy::Allocation);
     let turns = bench.turns(9);
-    // By turn: the sum of logarithms, and how many.
+    // For each turn: the sum of the ratios' logarithms, and their number.
     let mut logs = vec![(0.0, 0); turns];
     for (name, _) in programs.take(bench.pick(usize::MAX, usize::MAX, 0)) {
         let path = path_of(name);

@@ -1,4 +1,4 @@
-//! Makes `RESULTS.md` and its plots of the data files in `benches/results/`.
+//! Makes `RESULTS.md` and its plots from the data files in `benches/results/`.
 
 use std::process::ExitCode;
 

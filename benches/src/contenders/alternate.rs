@@ -10,12 +10,12 @@ pub struct Alternated<S> {
     samples: Vec<Vec<S>>,
 }
 
-/// What is done for one sample.
+/// The function that takes one sample.
 pub type Piece<'a, S> = Box<dyn FnMut() -> Result<S, String> + 'a>;
 
-/// Runs one turn to warm up, where that is wanted, and then so many to measure. A contender that
-/// fails is left out from there on, and named with the reason. The first contender, with which all
-/// others are compared, must not fail.
+/// Runs one turn to warm up if `warm` is set, and then `turns` turns to measure. A contender that
+/// fails is left out from then on, and its name is printed with the reason. The first contender,
+/// with which all others are compared, must not fail.
 ///
 /// # Errors
 /// The first contender's failure.
@@ -73,12 +73,12 @@ impl<S> Alternated<S> {
         Some(Spread::of(&values))
     }
 
-    /// One figure of `above` over the same of `below`, turn by turn.
+    /// The ratio of one figure of `above` to that of `below`, turn by turn.
     pub fn ratio(&self, above: &str, below: &str, of: impl Fn(&S) -> f64) -> Option<Spread> {
         self.compare(above, below, |above, below| of(above) / of(below))
     }
 
-    /// Two contenders' samples of one turn, made one number.
+    /// A number computed from two contenders' samples of the same turn, over all turns.
     pub fn compare(&self, a: &str, b: &str, of: impl Fn(&S, &S) -> f64) -> Option<Spread> {
         let pairs = self.of(a)?.iter().zip(self.of(b)?);
         let values: Vec<f64> = pairs.map(|(a, b)| of(a, b)).collect();

@@ -1,11 +1,11 @@
-//! Contenders as processes: whole runs, and servers that do a piece of work when told.
+//! Contenders as processes: whole runs, and servers that mark on request.
 //!
-//! A *run* goes from start to end and must print what is expected; its time, its processors' time
-//! and its peak memory are taken. A *server* of full markings makes its graph, says `ready` and the
-//! number of objects, and then for each line that it reads collects once and prints the nanoseconds
-//! that marking took. What is timed differs, never to our advantage: ours is from the first root to
-//! the last cell, bdwgc's is marking alone as its events tell, Go's is the processor time of
-//! marking alone as its runtime accounts for it.
+//! A *run* is a process from its start to its end, which must print the expected output. Its time,
+//! its processor time and its peak memory are measured. A *server* makes its graph and prints
+//! `ready` and the number of objects. For each line that it then reads, it collects once and prints
+//! the nanoseconds of marking. The timed part differs between servers, never in Urge's favour:
+//! Urge's is from the first root to the last cell, bdwgc's is marking alone by its events, Go's is
+//! the processor time of marking alone by its runtime's accounts.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -13,32 +13,33 @@ use std::time::{Duration, Instant};
 
 use super::workshop::Program;
 
-/// What a process used.
+/// The time and memory that a process used.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Used {
-    /// From its start to its end.
+    /// The time from its start to its end.
     pub seconds: f64,
     /// The processor time of all its threads.
     pub processor_seconds: f64,
-    /// The most memory it had resident.
+    /// The peak of its resident memory.
     pub peak_mib: f64,
 }
 
-/// What a process said and used.
+/// The output of a process, and the time and memory that it used.
 #[derive(Clone, Debug, Default)]
 pub struct Ran {
-    /// On stdout.
+    /// Its stdout.
     pub stdout: String,
-    /// On stderr, where that was asked for.
+    /// Its stderr, if requested.
     pub stderr: String,
-    /// What it took.
+    /// Its time and memory.
     pub used: Used,
 }
 
-/// Runs a process to its end. With `errors`, its stderr is kept; else it goes where ours goes.
+/// Runs a process to its end. With `errors`, its stderr is kept; otherwise it goes to this
+/// process's stderr.
 ///
 /// # Errors
-/// A sentence: it could not be started, or failed.
+/// A message: the process could not be started, or failed.
 pub fn run(mut command: Command, errors: bool) -> Result<Ran, String> {
     let start = Instant::now();
     let stderr = if errors {
@@ -56,7 +57,7 @@ pub fn run(mut command: Command, errors: bool) -> Result<Ran, String> {
     let said = child.stderr.take();
     let reader = std::thread::spawn(move || {
         let mut text = String::new();
-        // A half-read text fails where it is parsed.
+        // The error is ignored: the parser rejects an incomplete text.
         let _ = said.map(|mut said| said.read_to_string(&mut text));
         text
     });
@@ -80,10 +81,10 @@ pub fn run(mut command: Command, errors: bool) -> Result<Ran, String> {
     Ok(ran)
 }
 
-/// Runs a process that must print exactly this.
+/// Runs a process that must print exactly `expected`.
 ///
 /// # Errors
-/// As [`run`], or what it printed instead.
+/// Those of [`run`], or a message with the wrong output.
 pub fn run_for(command: Command, expected: &str) -> Result<Used, String> {
     let ran = run(command, false)?;
     if ran.stdout == expected {
@@ -96,11 +97,12 @@ pub fn run_for(command: Command, expected: &str) -> Result<Used, String> {
     }
 }
 
-/// Waits for a child's end and takes what it used, which std does not tell.
+/// Waits for a child's end and returns its resource usage, which std does not give.
 fn wait(child: Child) -> Result<(i32, libc::rusage), String> {
     let pid = child.id().cast_signed();
     let mut status = 0;
-    // SAFETY: plain data, filled by the call; the child is ours, and only this call waits for it.
+    // SAFETY: `rusage` is plain data, which the call fills. The child is this process's, and only
+    // this call waits for it.
     let (result, usage) = unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
         let result = libc::wait4(pid, &mut status, 0, &mut usage);
@@ -113,7 +115,8 @@ fn wait(child: Child) -> Result<(i32, libc::rusage), String> {
     }
 }
 
-/// A contender that has made its graph and marks it when told. Dropping it ends it.
+/// A contender that has made its graph and marks it on request. Its process ends when this is
+/// dropped.
 pub struct Server {
     child: Child,
     orders: Option<ChildStdin>,
@@ -121,7 +124,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts it; it must say that its graph has so many objects.
+    /// Starts a server, which must report that its graph has `objects` objects.
     ///
     /// # Errors
     /// A sentence.
@@ -154,7 +157,7 @@ impl Server {
         }
     }
 
-    /// Has it mark once.
+    /// Requests one marking, and returns its time.
     ///
     /// # Errors
     /// A sentence.
@@ -171,31 +174,30 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        drop(self.orders.take()); // the end of its input is its end
+        drop(self.orders.take()); // a server ends at the end of its input
         let _ = self.child.wait();
     }
 }
 
-/// One cycle of Go's: its two pauses, each from the request to stop until the world runs.
+/// The two pauses of one cycle of Go, each from the stop request until the world runs again.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GoCycle {
-    /// Before marking, in microseconds.
+    /// The pause before marking, in microseconds.
     pub first_us: f64,
-    /// After it.
+    /// The pause after marking, in microseconds.
     pub second_us: f64,
 }
 
 impl GoCycle {
-    /// The longer one.
+    /// The longer pause, in microseconds.
     pub fn longest_us(self) -> f64 {
         self.first_us.max(self.second_us)
     }
 }
 
-/// Reads what Go's runtime prints with `GODEBUG=gctrace=1`, from the word `ready` on, which may
-/// stand in the middle of a line of another thread's:
-/// `gc 4 @0.123s 15%: 0.24+46+0.20 ms clock, ...` is 240 us stopped, 46 ms beside the program, 200
-/// us stopped.
+/// Parses the output of Go's runtime with `GODEBUG=gctrace=1`, from the word `ready` on, which may
+/// be in the middle of another thread's line. `gc 4 @0.123s 15%: 0.24+46+0.20 ms clock, ...` means
+/// a pause of 240 us, 46 ms of concurrent marking, and a pause of 200 us.
 pub fn go_cycles(stderr: &str) -> Vec<GoCycle> {
     let after = stderr.split_once("ready").map_or("", |(_, after)| after);
     let cycles = after.lines().filter_map(|line| {

@@ -1,4 +1,4 @@
-//! Where the peers' programs are built: a directory of its own, gone in the end.
+//! The temporary directory in which the peers' programs are built, and how they are built.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -6,12 +6,12 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// bdwgc as near to Urge as it can be set: inside addresses count on stacks only, so that an object
-/// takes no byte more than was asked for. As it is installed it keeps room for a byte more, and 16
-/// bytes become 32.
+/// The name of bdwgc with the settings that are nearest to Urge's: interior pointers count on
+/// stacks only, so an object takes no more bytes than requested. As bdwgc is installed, an object
+/// takes one byte more, and 16 bytes become 32.
 pub const EXACT_BDWGC: &str = "bdwgc, exact sizes";
 
-/// A contender's command, to which its work's sizes are added.
+/// A contender's command, without the sizes of its work.
 #[derive(Clone, Debug)]
 pub struct Program {
     command: OsString,
@@ -29,13 +29,13 @@ impl Program {
         }
     }
 
-    /// With an environment variable.
+    /// Adds an environment variable.
     pub fn with(mut self, name: &'static str, value: impl Into<OsString>) -> Program {
         self.environment.push((name, value.into()));
         self
     }
 
-    /// With an argument before the sizes.
+    /// Adds an argument before the sizes.
     pub fn argument(mut self, argument: impl Into<OsString>) -> Program {
         self.arguments.push(argument.into());
         self
@@ -53,30 +53,30 @@ impl Program {
     }
 }
 
-/// A contender: its name, and its program or why there is none.
+/// A contender: its name, and its program or the reason why there is none.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// As tables call it.
+    /// Its name in tables.
     pub name: String,
-    /// What runs it, or a sentence.
+    /// Its command, or a message.
     pub program: Result<Program, String>,
 }
 
 impl Peer {
-    /// With an environment variable, where it is there.
+    /// Adds an environment variable, if the contender has a program.
     pub fn with(mut self, name: &'static str, value: &str) -> Peer {
         self.program = self.program.map(|program| program.with(name, value));
         self
     }
 
-    /// Under another name.
+    /// Changes the name.
     pub fn named(mut self, name: impl Into<String>) -> Peer {
         self.name = name.into();
         self
     }
 }
 
-/// Builds programs, each once.
+/// Builds programs, each once, in a directory that is removed in the end.
 pub struct Workshop {
     path: PathBuf,
     built: RefCell<BTreeMap<String, Result<(), String>>>,
@@ -88,12 +88,12 @@ impl Drop for Workshop {
     }
 }
 
-/// A tool: what a variable names, or a name on the path.
+/// The command of a tool: the value of `variable`, or `otherwise` on the path.
 fn tool(variable: &str, otherwise: &str) -> OsString {
     std::env::var_os(variable).unwrap_or_else(|| otherwise.into())
 }
 
-/// The first line that a command prints, or nothing.
+/// The first line that a command prints, if it prints any.
 fn says(command: &OsStr, argument: &str) -> Option<String> {
     let output = Command::new(command).arg(argument).output().ok()?;
     let printed = if output.stdout.is_empty() {
@@ -107,10 +107,10 @@ fn says(command: &OsStr, argument: &str) -> Option<String> {
 }
 
 impl Workshop {
-    /// A new directory under the system's own for such.
+    /// A workshop with a new directory in the system's temporary directory.
     ///
     /// # Panics
-    /// If there can be none.
+    /// If the directory cannot be made.
     pub fn new() -> Workshop {
         let path = std::env::temp_dir().join(format!("urge-peers-{}", std::process::id()));
         std::fs::create_dir_all(&path)
@@ -125,13 +125,13 @@ impl Workshop {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("programs")
     }
 
-    /// Builds a source of `programs/`, if there is a compiler and it can.
+    /// Builds a source of `programs/`, or returns the reason why this fails.
     fn build(&self, compiler: &OsStr, source: &str, arguments: &[&str]) -> Result<(), String> {
         if let Some(known) = self.built.borrow().get(source) {
             return known.clone();
         }
         let mut command = Command::new(compiler);
-        // Go must not download another release of itself, and not look for a module around its
+        // Go must not download another release of itself, and must not look for a module around its
         // sources.
         command
             .current_dir(&self.path)
@@ -171,19 +171,19 @@ impl Workshop {
         }
     }
 
-    /// A program of bdwgc's: as it is installed, and as [`EXACT_BDWGC`].
+    /// A program with bdwgc: as it is installed, and as [`EXACT_BDWGC`].
     pub fn bdwgc(&self, work: &str) -> [Peer; 2] {
         let peer = self.c("bdwgc", &format!("bdwgc_{work}"), "-lgc");
         let exact = peer.clone().with("URGE_BDWGC_INTERIOR", "0");
         [peer, exact.named(EXACT_BDWGC)]
     }
 
-    /// A program of mimalloc's.
+    /// A program with mimalloc.
     pub fn mimalloc(&self, work: &str) -> Peer {
         self.c("mimalloc", &format!("mimalloc_{work}"), "-lmimalloc")
     }
 
-    /// A program of Go's, at GOGC=100.
+    /// A Go program, at GOGC=100.
     pub fn go(&self, work: &str) -> Peer {
         let output = format!("{work}-go");
         let arguments = ["build", "-o", &output, "SOURCE"];
@@ -195,7 +195,7 @@ impl Workshop {
         }
     }
 
-    /// A program of Java's, with the serial collector.
+    /// A Java program, with the serial collector.
     pub fn java(&self, class: &str) -> Peer {
         let arguments = ["-d", ".", "SOURCE"];
         let source = format!("{class}.java");
@@ -213,7 +213,7 @@ impl Workshop {
         }
     }
 
-    /// The book's Lox.
+    /// clox, the C implementation of Lox.
     pub fn clox() -> Peer {
         let program = std::env::var_os("URGE_CLOX").map(Program::new);
         Peer {
@@ -222,7 +222,7 @@ impl Workshop {
         }
     }
 
-    /// What the peers that are here say that they are.
+    /// The versions that the installed peers report.
     pub fn versions(&self) -> Vec<String> {
         let cc = tool("URGE_CC", "cc");
         let mut versions: Vec<String> = [
@@ -264,7 +264,8 @@ impl Default for Workshop {
     }
 }
 
-/// Leaves out what is not there; names it and says why.
+/// Splits off the peers that cannot run, prints their names and the reasons, and returns their
+/// names.
 pub fn installed(peers: Vec<Peer>) -> (Vec<(String, Program)>, Vec<String>) {
     let (mut there, mut skipped) = (Vec::new(), Vec::new());
     for Peer { name, program } in peers {

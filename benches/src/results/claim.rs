@@ -1,5 +1,5 @@
-//! A comparison of Urge with a peer, a limit program or itself: its figures, what is wanted of
-//! their ratio, and whether the ratio is so.
+//! A claim: a comparison of Urge with a peer, with a limit program or with itself. It has the
+//! figures, their ratio, the ratio that is wanted, and whether it is reached.
 
 use std::fmt;
 
@@ -8,21 +8,21 @@ use serde_json::{Value, json};
 use super::machine;
 use crate::paired::{Measured, Spread};
 
-/// What the median of a ratio should be.
+/// The wanted median of a ratio.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Wanted {
-    /// No less than this.
+    /// At least this.
     AtLeast(f64),
-    /// No more than this.
+    /// At most this.
     AtMost(f64),
     /// More than this.
     MoreThan(f64),
-    /// Nothing is wanted.
+    /// There is no wanted ratio.
     Nothing,
 }
 
 impl Wanted {
-    /// Whether a ratio is so; `None` where nothing is wanted.
+    /// Whether a ratio is as wanted; `None` if there is no wanted ratio.
     pub fn is_reached(self, ratio: f64) -> Option<bool> {
         match self {
             Wanted::AtLeast(least) => Some(ratio >= least),
@@ -62,14 +62,14 @@ impl fmt::Display for Wanted {
     }
 }
 
-/// What Urge is compared with.
+/// The contender that Urge is compared with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Beside {
     /// Another collector or allocator.
     Peer(String),
-    /// The least that the work takes: a limit program, or the signal floor.
+    /// A limit program, or the signal floor.
     Limit(String),
-    /// Urge itself, in another way.
+    /// Urge with other settings.
     Itself(String),
 }
 
@@ -93,18 +93,18 @@ impl Beside {
 /// The side of 1 on which a ratio is in Urge's favour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Favourable {
-    /// Above: the other takes so many times as much, or Urge does so many times as much.
+    /// Above 1: the ratio is the other's cost over Urge's, or Urge's speed over the other's.
     Above,
-    /// Below.
+    /// Below 1.
     Below,
 }
 
-/// The numbers of a ratio over all turns.
+/// Quantiles of a ratio over all turns.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Ratio {
     /// The least.
     pub min: f64,
-    /// The median, which is what is claimed.
+    /// The median, which is claimed.
     pub p50: f64,
     /// 99 in 100 are no larger.
     pub p99: f64,
@@ -128,27 +128,28 @@ impl From<Spread> for Ratio {
 pub struct Claim {
     /// The work.
     pub work: String,
-    /// What is measured of it.
+    /// The quantity that is measured.
     pub measure: String,
-    /// With what Urge is compared.
+    /// The contender that Urge is compared with.
     pub beside: Beside,
-    /// Urge's figure, the other's, and their unit: medians. `None` where the ratio says all.
+    /// The medians of Urge's figure and of the other's, and their unit. `None` if only the ratio
+    /// counts.
     pub figures: Option<(f64, f64, String)>,
-    /// Turn by turn.
+    /// The ratio, turn by turn.
     pub ratio: Ratio,
-    /// Which side of 1 is in Urge's favour.
+    /// The side of 1 on which the ratio is in Urge's favour.
     pub favourable: Favourable,
-    /// What the median should be.
+    /// The wanted median.
     pub wanted: Wanted,
-    /// Turns.
+    /// The number of turns.
     pub turns: usize,
-    /// When, in UTC, and the load of the minute before.
+    /// The time of the measurement in UTC, and the load of the minute before.
     pub taken: String,
 }
 
 impl Claim {
-    /// The time of contender `ours` of a table beside that of contender `theirs`. `None`: one of
-    /// them was not there.
+    /// A claim of the time of contender `ours` of a table beside that of contender `theirs`.
+    /// `None`: one of them was not measured.
     pub fn of_times(
         measured: &Measured,
         work: &str,
@@ -170,12 +171,12 @@ impl Claim {
         })
     }
 
-    /// Whether the ratio is as wanted; `None` where nothing is wanted.
+    /// Whether the ratio is as wanted; `None` if there is no wanted ratio.
     pub fn is_reached(&self) -> Option<bool> {
         self.wanted.is_reached(self.ratio.p50)
     }
 
-    /// How many times as good as the other Urge is: above 1 in Urge's favour.
+    /// The ratio, turned so that it is above 1 in Urge's favour.
     pub fn advantage(&self) -> f64 {
         match self.favourable {
             Favourable::Above => self.ratio.p50,
@@ -183,12 +184,12 @@ impl Claim {
         }
     }
 
-    /// What a later claim replaces: that of the same work, measure and contender.
+    /// The key of the claim: a later claim with the same work, measure and contender replaces it.
     pub fn key(&self) -> (&str, &str, &str) {
         (&self.work, &self.measure, self.beside.name())
     }
 
-    /// The object in a data file.
+    /// The claim as an object of a data file.
     pub fn json(&self) -> Value {
         let Ratio { min, p50, p99, max } = self.ratio;
         let mut object = json!({
@@ -213,7 +214,7 @@ impl Claim {
         object
     }
 
-    /// Reads what [`json`](Claim::json) wrote.
+    /// Parses an object that [`json`](Claim::json) made.
     pub fn read(value: &Value) -> Option<Claim> {
         let text = |key: &str| Some(value.get(key)?.as_str()?.to_owned());
         let number = |key: &str| value.get(key)?.as_f64();
@@ -247,7 +248,7 @@ impl Claim {
         })
     }
 
-    /// A line for a terminal.
+    /// The claim as a line for a terminal.
     pub fn line(&self) -> String {
         let Ratio { min, p50, p99, max } = self.ratio;
         let (work, measure, beside) = self.key();
@@ -278,7 +279,7 @@ impl Claim {
     }
 }
 
-/// A figure with its unit, to three digits or so.
+/// A figure with its unit, to about three digits.
 pub fn figure(value: f64, unit: &str) -> String {
     let digits = match value.abs() {
         100.0.. => 0,

@@ -1,4 +1,4 @@
-//! The data files: a machine, and the last claim of each kind that was measured on it.
+//! The data files: a machine, and the last claim of each key that was measured on it.
 
 use std::path::PathBuf;
 
@@ -7,16 +7,16 @@ use serde_json::{Value, json};
 use super::claim::Claim;
 use super::machine::Machine;
 
-/// What was measured on one machine.
+/// The claims of one machine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Data {
-    /// The machine and what is installed on it.
+    /// The machine and its installed software.
     pub machine: Machine,
-    /// In the order in which they were first measured.
+    /// The claims, in the order in which they were first measured.
     pub claims: Vec<Claim>,
 }
 
-/// Where the data files are.
+/// The folder of the data files.
 pub fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("results")
 }
@@ -27,7 +27,7 @@ impl Data {
         folder().join(self.machine.file_name())
     }
 
-    /// Replaces the claims of the same work, measure and contender, and adds the others.
+    /// Replaces the claims with the same key, and adds the others.
     pub fn update(&mut self, claims: &[Claim]) {
         for claim in claims {
             match self.claims.iter_mut().find(|old| old.key() == claim.key()) {
@@ -54,7 +54,7 @@ impl Data {
     /// Writes the file.
     ///
     /// # Errors
-    /// A sentence with the path.
+    /// A message with the path.
     pub fn write(&self) -> Result<(), String> {
         let path = self.path();
         let text = format!("{:#}\n", self.json());
@@ -62,11 +62,11 @@ impl Data {
     }
 }
 
-/// The data of this machine: its file's claims, if it has one, and the machine as it is now. A
-/// machine without peers keeps those of its file.
+/// The data of this machine: the claims of its file, if it has one, and the machine as it is now.
+/// If `machine` has no peers, those of its file are kept.
 ///
 /// # Errors
-/// A sentence: the file is not a data file.
+/// A message: the file is not a data file.
 pub fn of(mut machine: Machine) -> Result<Data, String> {
     let known = read_all()?;
     let same = known
@@ -86,7 +86,7 @@ pub fn of(mut machine: Machine) -> Result<Data, String> {
 /// All data files, in the order of their names.
 ///
 /// # Errors
-/// A sentence: a file cannot be read, or is not a data file.
+/// A message: a file cannot be read, or is not a data file.
 pub fn read_all() -> Result<Vec<Data>, String> {
     let folder = folder();
     let entries = std::fs::read_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;

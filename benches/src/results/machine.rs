@@ -1,23 +1,23 @@
-//! The machine that a bench runs on, and what is installed on it.
+//! The machine that a bench runs on, and its installed software.
 
 use std::process::Command;
 
 use serde_json::{Value, json};
 
-/// A machine, as a data file says it.
+/// A machine, as a data file describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Machine {
     /// The processor's model, with family and model number.
     pub processor: String,
-    /// How many processors.
+    /// The number of processors.
     pub processors: u64,
-    /// GiB of memory.
+    /// The memory in GiB.
     pub memory_gib: u64,
-    /// The kernel.
+    /// The kernel's version.
     pub kernel: String,
     /// The setting of transparent huge pages.
     pub huge_pages: String,
-    /// The compiler.
+    /// The compiler's version.
     pub rustc: String,
     /// The peers' versions.
     pub peers: Vec<String>,
@@ -67,7 +67,7 @@ impl Machine {
         format!("{}.json", name.trim_matches('-'))
     }
 
-    /// The object in a data file.
+    /// The machine as an object of a data file.
     pub fn json(&self) -> Value {
         json!({
             "processor": self.processor,
@@ -81,7 +81,7 @@ impl Machine {
         })
     }
 
-    /// Reads what [`json`](Machine::json) wrote.
+    /// Parses an object that [`json`](Machine::json) made.
     pub fn read(value: &Value) -> Option<Machine> {
         let text = |key: &str| Some(value.get(key)?.as_str()?.to_owned());
         let number = |key: &str| value.get(key)?.as_u64();
@@ -128,7 +128,7 @@ pub fn load() -> String {
         .to_owned()
 }
 
-/// MiB of memory that programs could still have.
+/// The available memory in MiB.
 pub fn available_mib() -> u64 {
     let memory = file("/proc/meminfo");
     let line = memory

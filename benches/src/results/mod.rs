@@ -1,8 +1,8 @@
-//! What was measured, as data and as a page.
+//! The results of measurements, as data and as a page.
 //!
 //! `benches/results/` has a data file for each machine, which the peers' bench writes ([`data`]).
-//! `RESULTS.md` and its plots are made of these files and of nothing else ([`page`], [`plots`]):
-//! `cargo run -p benches --bin results` makes them anew, and a test compares the two.
+//! `RESULTS.md` and its plots are made from these files only ([`page`], [`plots`]). `cargo run -p
+//! benches --bin results` makes them again, and a test checks that they agree with the data.
 
 pub mod claim;
 pub mod data;

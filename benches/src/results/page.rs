@@ -1,4 +1,4 @@
-//! `RESULTS.md`, made of the data: what a newcomer reads in two minutes.
+//! Makes `RESULTS.md` from the data: one page that a newcomer can read in two minutes.
 
 use std::fmt::Write;
 
@@ -23,7 +23,7 @@ least that a stop by signal takes.
 
 ";
 
-/// What follows the table of peers.
+/// The text behind the table of peers.
 const PLOTS: &str = "
 *Binary trees* is the benchmarks game's program at depth 20. *Churn* is a cache whose values are
 replaced. *Full mark* marks a random graph of 32-byte cells, in million cells a second. A *changing
@@ -53,7 +53,7 @@ is left out; [contenders](src/contenders/mod.rs) says what each needs.
 [Experiments](../docs/experiments.md) says what was tried, and what it brought.
 ";
 
-/// A row of a table: a work, and what is measured of it.
+/// The key of a table's row: a work, and the quantity that is measured.
 type Key<'a> = (&'a str, &'a str);
 
 /// The claims of one work and measure on one machine.
@@ -107,7 +107,7 @@ impl<'a> Cell<'a> {
     }
 }
 
-/// A ratio, to two digits behind the point where it is small.
+/// A ratio, with two decimal places if it is small.
 fn ratio(value: f64) -> String {
     if value < 10.0 {
         format!("{value:.2}")
@@ -116,7 +116,7 @@ fn ratio(value: f64) -> String {
     }
 }
 
-/// The rows of all machines, each once, in the order in which they were measured.
+/// The rows of all machines, each once, in the order in which they were first measured.
 fn keys<'a>(all: &'a [Data], wanted: impl Fn(&Claim) -> bool) -> Vec<Key<'a>> {
     let mut keys = Vec::new();
     for claim in all.iter().flat_map(|data| &data.claims) {
@@ -128,7 +128,7 @@ fn keys<'a>(all: &'a [Data], wanted: impl Fn(&Claim) -> bool) -> Vec<Key<'a>> {
     keys
 }
 
-/// The rows of the table of peers: those in which a peer is better than Urge stand first.
+/// The rows of the table of peers. Rows in which a peer is better than Urge come first.
 pub(super) fn rows(all: &[Data]) -> Vec<Key<'_>> {
     let mut rows = keys(all, |claim| !matches!(claim.beside, Beside::Itself(_)));
     let least = |key: &Key<'_>| {
@@ -139,7 +139,7 @@ pub(super) fn rows(all: &[Data]) -> Vec<Key<'_>> {
     rows
 }
 
-/// One line of a cell for each machine that has the row.
+/// A table cell with one line for each machine that has the row.
 fn stacked(all: &[Data], key: Key<'_>, text: impl Fn(&Cell<'_>) -> String) -> String {
     let cells: Vec<String> = all
         .iter()
@@ -161,7 +161,7 @@ fn stacked(all: &[Data], key: Key<'_>, text: impl Fn(&Cell<'_>) -> String) -> St
     cells.join("<br>")
 }
 
-/// The name of a machine in the tables, where there are several.
+/// The name of a machine in the tables, if there are several machines.
 pub(super) fn letter(at: usize) -> char {
     char::from(b'A' + u8::try_from(at % 26).unwrap_or_default())
 }

@@ -1,4 +1,5 @@
-//! The plots, made of the data: SVG without a font of the system, the same to the byte each time.
+//! Makes the plots from the data. They are SVG that uses no font of the system, so the same data
+//! makes the same bytes.
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -7,21 +8,21 @@ use super::claim::{Beside, Claim};
 use super::data::Data;
 use super::page::{letter, rows};
 
-/// A machine's part of a plot, in pixels.
+/// The width of a machine's part of a plot, in pixels.
 const WIDTH: u32 = 760;
-/// A row of the plot of times, in pixels.
+/// The height of a row of the plot of times, in pixels.
 const ROW: u32 = 22;
-/// The height of the plot of pauses.
+/// The height of the plot of pauses, in pixels.
 const PAUSES: u32 = 320;
-/// Above the rows, and below them: the machine's name, the axis.
+/// The height in pixels above the rows, for the machine's name, and below them, for the axis.
 const MARGIN: u32 = 40;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-/// Why a plot cannot be drawn: never, as it is drawn into a string.
+/// The message of an error in drawing, which does not occur.
 const DRAWN: &str = "drawing into a string does not fail";
 
-/// A contender's colour: the same in all plots.
+/// A contender's colour, the same in all plots.
 fn colour(name: &str) -> RGBColor {
     match name {
         "Urge" => RGBColor(0, 0, 0),
@@ -59,7 +60,7 @@ fn parts(all: &[Data], height: u32, draw: impl Fn(&Area<'_>, &Data)) -> String {
     text
 }
 
-/// The names of the contenders, each in its colour, in a line.
+/// Draws the contenders' names, each in its colour, in one line.
 fn legend(area: &Area<'_>, names: &[&str], y: i32) {
     let mut x = 14;
     for name in names {
@@ -70,7 +71,7 @@ fn legend(area: &Area<'_>, names: &[&str], y: i32) {
     }
 }
 
-/// The claims about time of one work: of marking, too.
+/// The claims about the time of one work, or about its marking.
 fn times<'a>(data: &'a Data, work: &str, measure: &str) -> Vec<&'a Claim> {
     let same = |claim: &&Claim| {
         claim.work == work
@@ -81,7 +82,7 @@ fn times<'a>(data: &'a Data, work: &str, measure: &str) -> Vec<&'a Claim> {
     data.claims.iter().filter(same).collect()
 }
 
-/// How many times as long as Urge each contender takes, by work.
+/// The plot of times: each contender's time over Urge's, for each work.
 pub fn time(all: &[Data]) -> String {
     let works: Vec<(&str, &str)> = rows(all)
         .into_iter()
@@ -92,7 +93,7 @@ pub fn time(all: &[Data]) -> String {
         .collect();
     let count = u32::try_from(works.len()).unwrap_or(0);
     parts(all, count * ROW + 2 * MARGIN, |area, data| {
-        // From half of Urge's time to 32 times as long, each doubling as wide.
+        // The axis is from half of Urge's time to 32 times its time, on a logarithmic scale.
         let (left, right) = (230.0, f64::from(WIDTH) - 30.0);
         let x = |ratio: f64| {
             let doublings = ratio.log2().clamp(-1.0, 5.0) + 1.0;
@@ -123,7 +124,7 @@ pub fn time(all: &[Data]) -> String {
             for claim in times(data, work, measure) {
                 let name = claim.beside.name();
                 let place = (x(claim.advantage()), y);
-                // A ring, which does not hide a peer.
+                // A limit program is a ring, which does not hide a peer.
                 let is_limit = matches!(claim.beside, Beside::Limit(_));
                 let style = if is_limit {
                     colour(name).stroke_width(2)
@@ -147,8 +148,8 @@ fn mebibytes(work: &str) -> Option<f64> {
     rest.parse().ok()
 }
 
-/// The longest pauses of cycles while a graph is changed: the p99 of each contender, by the
-/// graph's size.
+/// The plot of pauses: the p99 of the cycles' longest pauses while a graph is changed, for each
+/// contender and size of the graph.
 pub fn pauses(all: &[Data]) -> String {
     parts(all, PAUSES, |area, data| {
         let mut lines: Vec<(&str, Vec<(f64, f64)>)> = Vec::new();

@@ -1,4 +1,4 @@
-//! All files that are made of the data: their names and their contents.
+//! The files that are made from the data: their names and their contents.
 
 use std::path::PathBuf;
 
@@ -7,10 +7,10 @@ use super::data::{self, Data};
 use super::machine::Machine;
 use super::{page, plots};
 
-/// Set, the benches other than the peers' enter their figures into this machine's data file, too.
+/// The variable that makes the other benches add their figures to this machine's data file.
 const RECORD: &str = "URGE_RESULTS";
 
-/// Each file that is made of this data, and its text.
+/// The path and the text of each file that is made from this data.
 pub fn files(all: &[Data]) -> Vec<(PathBuf, String)> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     vec![
@@ -20,11 +20,11 @@ pub fn files(all: &[Data]) -> Vec<(PathBuf, String)> {
     ]
 }
 
-/// Enters claims of a bench into this machine's data file and makes the page anew, if
-/// `URGE_RESULTS` is set.
+/// If `URGE_RESULTS` is set, adds a bench's claims to this machine's data file and makes the page
+/// again.
 ///
 /// # Errors
-/// As for `write`.
+/// Those of `write`.
 pub fn record(claims: &[Claim]) -> Result<(), String> {
     if std::env::var_os(RECORD).is_none() {
         return Ok(());
@@ -35,10 +35,10 @@ pub fn record(claims: &[Claim]) -> Result<(), String> {
     write().map(drop)
 }
 
-/// Makes them of the data files; gives their paths.
+/// Makes the files from the data files, and returns their paths.
 ///
 /// # Errors
-/// A sentence: a data file is not as it should be, or a file cannot be written.
+/// A message: a data file is not valid, or a file cannot be written.
 pub fn write() -> Result<Vec<PathBuf>, String> {
     let mut written = Vec::new();
     for (path, text) in files(&data::read_all()?) {
