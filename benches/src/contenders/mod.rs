@@ -9,8 +9,8 @@
 //! | OpenJDK 17 | `javac` and `java` | `URGE_JAVAC`, `URGE_JAVA`, or the path |
 //! | clox | craftinginterpreters' `c/`, built with `-O3 -DNDEBUG` | `URGE_CLOX` |
 //!
-//! `libgc-dev` and `libmimalloc-dev` are Debian packages. The C compiler finds headers and libraries
-//! by `CPATH` and `LIBRARY_PATH`. Nothing is downloaded.
+//! `libgc-dev` and `libmimalloc-dev` are Debian packages. The C compiler finds headers by `CPATH`
+//! and libraries by `LIBRARY_PATH`. Nothing is downloaded.
 //!
 //! A peer that cannot be built or run is skipped. Its name and the reason are printed, and its name
 //! is in the table. The workspace's build and tests need no peer.
