@@ -82,6 +82,22 @@ impl<T: Trace> Array<T> {
     /// Makes an array of `len` edges, and copies this array's edges to its beginning, as many as
     /// fit.
     ///
+    /// ```
+    /// # use gc_core::{Bytes, Heap};
+    /// # let heap = Heap::builder().build()?;
+    /// # let mutator = heap.attach()?;
+    /// mutator.scope(|s| {
+    ///     let array = s.alloc_array::<Bytes>(2)?;
+    ///     let first = s.alloc_bytes(b"first")?;
+    ///     array.set(0, s, &first);
+    ///     let longer = array.grown(4, s)?;
+    ///     assert_eq!(longer.len(), 4);
+    ///     assert!(longer.get(0, s).unwrap().same(first));
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// [`AllocError`]: as for [`Scope::alloc`].
     ///

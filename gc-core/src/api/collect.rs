@@ -29,7 +29,7 @@ impl Heap {
     /// ```
     /// let heap = gc_core::Heap::builder().build()?;
     /// heap.collect_young();
-    /// assert!(!heap.stats().last.young, "nothing is known of the cells of a new heap");
+    /// assert!(!heap.stats().last.young, "a new heap has no old cells");
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///

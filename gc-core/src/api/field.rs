@@ -207,6 +207,22 @@ impl<T> Field<T> {
     /// Makes the edge lead to `value`, or null: the fast tier's [`set`](Self::set), without checks.
     /// It is the write barrier and nothing else.
     ///
+    /// ```
+    /// # use gc_core::{Field, Heap, Trace};
+    /// # #[derive(Trace, Default)]
+    /// # struct Node { next: Field<Node>, value: u64 }
+    /// # let heap = Heap::builder().build()?;
+    /// # let mutator = heap.attach()?;
+    /// // SAFETY: the pointers stay in this frame.
+    /// let (first, second) =
+    ///     unsafe { (mutator.alloc_gc(Node::default())?, mutator.alloc_gc(Node::default())?) };
+    /// // SAFETY: both cells are alive and of this heap.
+    /// unsafe { first.next.set_gc(&mutator, Some(second)) };
+    /// // SAFETY: as above.
+    /// assert!(unsafe { first.next.get_gc() }.unwrap().same(second));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Safety
     /// The field lies in a live cell of the mutator's heap, and so does `value`. The thread is not
     /// inside `blocking`.

@@ -84,6 +84,21 @@ impl<T> fmt::Debug for Gc<T> {
 
 /// Keeps the cell alive up to this call: the pointer is in a register of this thread here, and the
 /// compiler moves no earlier memory access behind this point. The call itself is no instruction.
+///
+/// ```
+/// use gc_core::{Heap, keep_alive};
+///
+/// let heap = Heap::builder().build()?;
+/// let mutator = heap.attach()?;
+/// // SAFETY: the pointer stays in this frame.
+/// let number = unsafe { mutator.alloc_gc(7u64)? };
+/// let hidden = !(number.cell().as_ptr() as usize); // no word that the collector recognises
+/// mutator.collect();
+/// // SAFETY: `keep_alive` below keeps the cell alive up to that line.
+/// assert_eq!(unsafe { *(!hidden as *const u64) }, 7);
+/// keep_alive(number);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[inline(always)]
 pub fn keep_alive<T>(gc: Gc<T>) {
     keep_alive_address(gc.cell.as_ptr().cast());

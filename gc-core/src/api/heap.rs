@@ -147,6 +147,21 @@ impl Heap {
     /// [`Mutator::alloc_at`](crate::Mutator::alloc_at) and inline code allocate from it. Any thread
     /// may call this. The site stays valid as long as the heap.
     ///
+    /// ```
+    /// use gc_core::Heap;
+    /// use gc_core::raw::{Encoding, Kind};
+    ///
+    /// let heap = Heap::builder().build()?;
+    /// let mutator = heap.attach()?;
+    /// let pair = heap.kind(Kind::words_at("pair", &[0, 1], Encoding::RAW))?;
+    /// let site = heap.site(pair, 16)?;
+    /// // SAFETY: the site is of this heap, and this stack leads to the cell.
+    /// let cell = unsafe { mutator.alloc_at(site)?.cast::<usize>() };
+    /// // SAFETY: a new cell of two words, which are zero.
+    /// assert_eq!(unsafe { cell.read() }, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// [`SiteError`]: the kind is not of this heap, its edges lie beyond `bytes`, the table of
     /// sites is full, the heap was built with [`exact(true)`](crate::HeapBuilder::exact), or the
@@ -186,6 +201,13 @@ impl Heap {
     /// must not use this heap's roots or finalizers. A mutator that has been in `blocking` for two
     /// collections is not among [`Stopped::mutators`](gc_preempt::Stopped::mutators) but among
     /// [`Stopped::aside`](gc_preempt::Stopped::aside).
+    ///
+    /// ```
+    /// let heap = gc_core::Heap::builder().build()?;
+    /// let mutators = heap.with_stopped(|stopped| stopped.mutators().count())?;
+    /// assert_eq!(mutators, 0); // no thread is attached
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// [`StopError`](gc_preempt::StopError): the caller is a mutator of this heap, or has stopped a

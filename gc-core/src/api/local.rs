@@ -111,6 +111,25 @@ impl Mutator {
     /// A `Drop` may call this function. If 65,536 calls are nested, or the system has no memory for
     /// another, the innermost call returns at once, and the outer ones drop the other values.
     ///
+    /// ```
+    /// use gc_core::{Heap, Leaf};
+    ///
+    /// #[derive(Leaf)]
+    /// struct Name(String);
+    ///
+    /// // In a heap with `exact(true)` no stale word of the stack keeps the value.
+    /// let heap = Heap::builder().exact(true).build()?;
+    /// let mutator = heap.attach()?;
+    /// mutator.scope(|s| {
+    ///     let name = s.alloc(Name("short-lived".into()))?;
+    ///     assert_eq!(name.0, "short-lived");
+    ///     Ok(())
+    /// })?;
+    /// mutator.collect();
+    /// assert_eq!(mutator.drop_dead_values(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Panics
     /// Inside `blocking`. If the `Drop` of a value panics; the next call drops the other values.
     #[track_caller]

@@ -132,6 +132,22 @@ impl Mutator {
     /// and [`next_finalizer`](Self::next_finalizer) returns both. The queue keeps the cell alive,
     /// with all cells that it leads to. A cell that is registered several times is queued as often.
     ///
+    /// ```
+    /// # use gc_core::Heap;
+    /// # use gc_core::raw::Kind;
+    /// # let heap = Heap::builder().build()?;
+    /// # let mutator = heap.attach()?;
+    /// # let leaf = heap.kind(Kind::leaf("leaf"))?;
+    /// // SAFETY: the cell is alive, since this thread has just allocated it.
+    /// unsafe { mutator.register_finalizer(mutator.alloc_raw(leaf, 16)?, 7)? };
+    /// mutator.collect();
+    /// // A stale word of this stack may keep the cell alive: then the queue is empty.
+    /// while let Some((_cell, token)) = mutator.next_finalizer() {
+    ///     assert_eq!(token, 7);
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// [`TableFull`]: the heap has as many finalizers as it can have, or the system has no memory
     /// for another.
@@ -215,6 +231,14 @@ impl Mutator {
 
     /// Runs `f`, which must not use the heap. Stops do not wait for the thread meanwhile, and send
     /// it no signal.
+    ///
+    /// ```
+    /// # let heap = gc_core::Heap::builder().build()?;
+    /// # let mutator = heap.attach()?;
+    /// let text = mutator.blocking(|| std::fs::read("/proc/self/stat"))?;
+    /// assert!(!text.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Panics
     /// Inside `no_preempt`, and on a stack that is not the thread's own.

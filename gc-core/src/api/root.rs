@@ -160,6 +160,28 @@ impl Mutator {
     /// of stack that lives in a register in between. A popped word below the limit keeps the cell
     /// that it names, which costs precision only.
     ///
+    /// ```
+    /// # use gc_core::Heap;
+    /// # use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    /// # use gc_core::raw::{Encoding, Kind};
+    /// # let heap = Heap::builder().build()?;
+    /// # let mutator = heap.attach()?;
+    /// # let leaf = heap.kind(Kind::leaf("leaf"))?;
+    /// let mut stack = vec![0usize; 64];
+    /// let base = stack.as_mut_ptr();
+    /// let limit = AtomicUsize::new(base as usize);
+    /// // SAFETY: the words from `base` up to the limit are readable while the guard lives.
+    /// unsafe {
+    ///     let _range = mutator.root_range(base, &limit, Encoding::RAW)?;
+    ///     // A push stores the word first, and moves the limit after it.
+    ///     base.write(mutator.alloc_raw(leaf, 16)?.as_ptr() as usize);
+    ///     limit.store(base.add(1) as usize, Relaxed);
+    ///     mutator.collect();
+    /// }
+    /// assert!(heap.stats().last.cells_live >= 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// [`TableFull`]: the heap has a million ranges, or the system has no memory for another.
     ///

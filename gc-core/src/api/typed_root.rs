@@ -32,6 +32,22 @@ impl Heap {
     /// Makes a root that keeps the cell of `local` alive. Any thread may use, clone and drop the
     /// root.
     ///
+    /// ```
+    /// # use gc_core::{Field, Heap, Trace};
+    /// #[derive(Trace, Default)]
+    /// struct Node { next: Field<Node>, value: u64 }
+    ///
+    /// let heap = Heap::builder().build()?;
+    /// let mutator = heap.attach()?;
+    /// let root = mutator.scope(|s| {
+    ///     let node = s.alloc(Node { value: 7, ..Node::default() })?;
+    ///     Ok(heap.root(&node))
+    /// })?;
+    /// let value = std::thread::spawn(move || root.value).join().unwrap();
+    /// assert_eq!(value, 7);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Panics
     /// If the cell lies in another heap, or if the table of roots is full.
     #[track_caller]

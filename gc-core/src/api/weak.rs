@@ -171,6 +171,19 @@ impl<T> fmt::Debug for WeakArray<T> {
 impl<'s> Scope<'s> {
     /// Makes a weak reference to `target`.
     ///
+    /// ```
+    /// # use gc_core::Heap;
+    /// # let heap = Heap::builder().build()?;
+    /// # let mutator = heap.attach()?;
+    /// mutator.scope(|s| {
+    ///     let name = s.alloc_bytes(b"name")?;
+    ///     let weak = s.alloc_weak(&name)?;
+    ///     assert!(weak.upgrade(s).unwrap().same(name));
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// [`AllocError`]: as for [`alloc`](Self::alloc).
     ///

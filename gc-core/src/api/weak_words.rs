@@ -13,6 +13,24 @@ impl Mutator {
     /// reference. The word is returned with its tags. The kind's `cleared` value means that the
     /// target is dead.
     ///
+    /// ```
+    /// # use gc_core::Heap;
+    /// # use gc_core::raw::{Encoding, Kind};
+    /// # let heap = Heap::builder().build()?;
+    /// # let mutator = heap.attach()?;
+    /// # let leaf = heap.kind(Kind::leaf("leaf"))?;
+    /// let weak = heap.kind(Kind::weak("weak", 0, Encoding::RAW, 0))?;
+    /// // SAFETY: the cells are of this heap and large enough, and this stack leads to them.
+    /// unsafe {
+    ///     let target = mutator.alloc_raw(leaf, 16)?;
+    ///     let cell = mutator.alloc_raw(weak, 16)?.cast::<usize>();
+    ///     cell.write(target.as_ptr() as usize);
+    ///     mutator.collect();
+    ///     assert_eq!(mutator.load_weak(cell.as_ptr()), target.as_ptr() as usize);
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Safety
     /// `slot` is a word of a live weak or ephemeron cell of this heap. The thread is not inside
     /// `blocking`.
@@ -41,6 +59,26 @@ impl Mutator {
     /// The thread is not stopped between the two stores: if a collection found the new value beside
     /// the old key, and the old key were dead, it would clear both. Other threads may see one old
     /// and one new word meanwhile, so a table that several threads change needs a lock.
+    ///
+    /// ```
+    /// # use gc_core::Heap;
+    /// # use gc_core::raw::{Encoding, Kind};
+    /// # let heap = Heap::builder().build()?;
+    /// # let mutator = heap.attach()?;
+    /// # let leaf = heap.kind(Kind::leaf("leaf"))?;
+    /// let pairs = heap.kind(Kind::ephemeron("pairs", 0, Encoding::RAW, 0))?;
+    /// // SAFETY: the cells are of this heap and large enough, and this stack leads to them.
+    /// unsafe {
+    ///     let key = mutator.alloc_raw(leaf, 16)?.as_ptr() as usize;
+    ///     let value = mutator.alloc_raw(leaf, 16)?.as_ptr() as usize;
+    ///     let pair = mutator.alloc_raw(pairs, 16)?.cast::<usize>().as_ptr();
+    ///     mutator.write_pair(pair, key, value);
+    ///     mutator.collect();
+    ///     assert_eq!(mutator.load_weak(pair), key);
+    ///     assert_eq!(pair.add(1).read(), value);
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Safety
     /// `pair` is the first word of a pair of a live ephemeron cell of this heap. `key` and `value`
