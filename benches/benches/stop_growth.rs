@@ -98,6 +98,7 @@ fn beside_a_loop(heap: &Heap, f: impl FnOnce()) {
         threads.spawn(move || {
             let _mutator = heap.attach().expect("attaches");
             attached.wait();
+            // Relaxed, all of `done` and `TURNS`: no other data is published by them.
             while !done.load(Ordering::Relaxed) {
                 TURNS.fetch_add(1, Ordering::Relaxed);
                 core::hint::spin_loop();
@@ -350,6 +351,7 @@ fn weak_words_dying(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize)
 
 fn sites(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) -> Vec<Duration> {
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    // Relaxed: only this thread uses the counter.
     for _ in NUMBER.load(Ordering::Relaxed)..count {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let kind = heap

@@ -123,6 +123,7 @@ fn groups(criterion: &mut Criterion, mode: Mode) {
             for _ in 0..threads {
                 scope.spawn(|| {
                     let mutator = heap.attach().expect("attaches");
+                    // Relaxed, all of `working` and `over`: no other data is published by them.
                     working.fetch_add(1, Ordering::Relaxed);
                     while !over.load(Ordering::Relaxed) {
                         (loops.count)(1, 10_000_000);

@@ -140,13 +140,13 @@ struct Ratio {
 /// Five quantiles of a list.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
-    /// The least.
+    /// The smallest.
     pub min: f64,
     /// The median.
     pub p50: f64,
-    /// Nine in ten are no larger.
+    /// The 90th percentile.
     pub p90: f64,
-    /// 99 in 100 are no larger.
+    /// The 99th percentile.
     pub p99: f64,
     /// The largest.
     pub max: f64,

@@ -299,6 +299,7 @@ fn check(order: &str) {
         // A mutator that both guests know as a thread of theirs.
         s.spawn(|| {
             let _mutator = attach();
+            // Relaxed, all of this flag and of `calls`: no other data is published by them.
             while !over.load(Ordering::Relaxed) {
                 let sums = [go.map(|go| (go.compute)()), java.map(Java::compute)];
                 for got in sums.into_iter().flatten() {

@@ -1,12 +1,12 @@
-//! Contenders in alternation: one sample of each a turn, and their ratios turn by turn.
+//! Samples contenders in alternation, one sample of each per turn, and compares them turn by turn.
 
 use crate::paired::Spread;
 
-/// Contenders' samples in alternation: one of each a turn.
+/// The samples of contenders, one of each per turn.
 #[derive(Clone, Debug)]
 pub struct Alternated<S> {
     names: Vec<String>,
-    /// By contender, then by turn.
+    /// The samples, by contender, then by turn.
     samples: Vec<Vec<S>>,
 }
 

@@ -127,7 +127,7 @@ impl Server {
     /// Starts a server, which must report that its graph has `objects` objects.
     ///
     /// # Errors
-    /// A sentence.
+    /// A message.
     pub fn start(program: &Program, mib: u32, objects: u64) -> Result<Server, String> {
         let mut command = program.command(&[mib]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -160,7 +160,7 @@ impl Server {
     /// Requests one marking, and returns its time.
     ///
     /// # Errors
-    /// A sentence.
+    /// A message.
     pub fn mark(&mut self) -> Result<Duration, String> {
         let orders = self.orders.as_mut().ok_or("it takes no orders")?;
         orders.write_all(b"\n").map_err(|e| e.to_string())?;

@@ -102,11 +102,11 @@ pub enum Favourable {
 /// Quantiles of a ratio over all turns.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Ratio {
-    /// The least.
+    /// The smallest.
     pub min: f64,
     /// The median, which is claimed.
     pub p50: f64,
-    /// 99 in 100 are no larger.
+    /// The 99th percentile.
     pub p99: f64,
     /// The largest.
     pub max: f64,

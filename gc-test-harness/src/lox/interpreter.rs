@@ -63,6 +63,7 @@ pub(super) unsafe extern "C" fn interpret_cleared(
             }
         }
         let result = execute(vm, proto, closure, base);
+        // Release: as above; the lower limit covers only slots that hold values.
         (*vm).stack_limit.store(outer_limit, Ordering::Release);
         (*vm).frame_count -= 1;
         result

@@ -37,7 +37,7 @@ impl Vm {
         } else {
             self.cell_of(self.lox.cells.string, bytes)?
         };
-        // SAFETY: the cell is ours and large enough.
+        // SAFETY: only this function has the cell, which is large enough.
         unsafe {
             (*string).header = Header::new(Tag::String, 0, 0);
             (*string).length = length32;
@@ -47,7 +47,7 @@ impl Vm {
 
     pub(super) fn make_native(&mut self, function: NativeFn) -> Result<Value, OutOfMemory> {
         let native: *mut Native = self.cell_at(self.lox.cells.native)?;
-        // SAFETY: the cell is ours and large enough.
+        // SAFETY: only this function has the cell, which is large enough.
         unsafe {
             native.write(Native {
                 header: Header::new(Tag::Native, 0, 0),
@@ -63,7 +63,7 @@ impl Vm {
         // SAFETY: protos live as long as the isolate.
         let (upvalues, id) = unsafe { ((*proto).upvalues, (*proto).id) };
         let closure: *mut Closure = self.cell_at(self.lox.cells.closures[upvalues as usize])?;
-        // SAFETY: the cell is ours and large enough.
+        // SAFETY: only this function has the cell, which is large enough.
         unsafe {
             closure.write(Closure {
                 header: Header::new(Tag::Closure, upvalues, id),
@@ -79,7 +79,7 @@ impl Vm {
         next: Value,
     ) -> Result<*mut Upvalue, OutOfMemory> {
         let upvalue: *mut Upvalue = self.cell_at(self.lox.cells.upvalue)?;
-        // SAFETY: the cell is ours and large enough.
+        // SAFETY: only this function has the cell, which is large enough.
         unsafe {
             upvalue.write(Upvalue {
                 location,
@@ -98,7 +98,7 @@ impl Vm {
     ) -> Result<*mut Class, OutOfMemory> {
         let id = self.new_id()?;
         let class: *mut Class = self.cell_at(self.lox.cells.class)?;
-        // SAFETY: the cell is ours and large enough.
+        // SAFETY: only this function has the cell, which is large enough.
         unsafe {
             class.write(Class {
                 header: Header::new(Tag::Class, 0, id),
@@ -116,7 +116,7 @@ impl Vm {
 
     pub(super) fn make_shape(&mut self, shape: Shape) -> Result<*mut Shape, OutOfMemory> {
         let cell: *mut Shape = self.cell_at(self.lox.cells.shape)?;
-        // SAFETY: the cell is ours and large enough.
+        // SAFETY: only this function has the cell, which is large enough.
         unsafe { cell.write(shape) };
         Ok(cell)
     }
@@ -127,7 +127,7 @@ impl Vm {
         // SAFETY: `class` is a live class.
         let (header, capacity) = unsafe { ((*class).instance_header, (*class).inline_capacity) };
         let instance: *mut Instance = self.cell_at(self.lox.cells.instance_site(capacity))?;
-        // SAFETY: the cell is ours and large enough; its slots are zero.
+        // SAFETY: only this function has the cell, which is large enough. Its slots are zero.
         unsafe {
             instance.write(Instance {
                 header,
@@ -149,7 +149,7 @@ impl Vm {
             self.lox.cells.overflow,
             size_of::<Overflow>() + 8 * slots as usize + SPARE,
         )?;
-        // SAFETY: the cell is ours and large enough.
+        // SAFETY: only this function has the cell, which is large enough.
         unsafe {
             overflow.write(Overflow {
                 header: Header::new(Tag::Overflow, slots, 0),
@@ -167,7 +167,7 @@ impl Vm {
             self.lox.cells.array,
             size_of::<Array>() + 8 * elements as usize + SPARE,
         )?;
-        // SAFETY: the cell is ours and large enough.
+        // SAFETY: only this function has the cell, which is large enough.
         unsafe {
             array.write(Array {
                 header: Header::new(Tag::Array, elements, 0),
@@ -182,7 +182,7 @@ impl Vm {
         }
         let bytes = size_of::<Methods>() + size_of::<MethodEntry>() * entries as usize + SPARE;
         let methods: *mut Methods = self.cell_of(self.lox.cells.methods, bytes)?;
-        // SAFETY: the cell is ours and large enough.
+        // SAFETY: only this function has the cell, which is large enough.
         unsafe {
             methods.write(Methods {
                 header: Header::new(Tag::Methods, entries, 0),
@@ -195,7 +195,7 @@ impl Vm {
     pub(super) fn make_interned(&mut self, entries: usize) -> Result<*mut Interned, OutOfMemory> {
         let bytes = size_of::<Interned>() + size_of::<InternEntry>() * entries + SPARE;
         let interned: *mut Interned = self.cell_of(self.lox.cells.interned, bytes)?;
-        // SAFETY: the cell is ours and large enough.
+        // SAFETY: only this function has the cell, which is large enough.
         unsafe {
             interned.write(Interned {
                 capacity: entries as u64,
@@ -212,7 +212,7 @@ impl Vm {
         method: Value,
     ) -> Result<Value, OutOfMemory> {
         let bound: *mut BoundMethod = self.cell_at(self.lox.cells.bound)?;
-        // SAFETY: the cell is ours and large enough.
+        // SAFETY: only this function has the cell, which is large enough.
         unsafe {
             bound.write(BoundMethod {
                 header: Header::new(Tag::BoundMethod, 0, 0),

@@ -12,7 +12,7 @@
 //!
 //! | bits | name | meaning |
 //! |---|---|---|
-//! | 0..8 | tag | what the cell is, [`Tag`] |
+//! | 0..8 | tag | the sort of the cell, [`Tag`] |
 //! | 8..32 | index | instance: its shape's index in the class; closure: upvalues; overflow: slots |
 //! | 32..64 | id | instance: its shape's; class: its own; closure: the function's; other cells: 0 |
 //!
@@ -137,7 +137,7 @@ pub const MAX_INDEX: u32 = (1 << 24) - 1;
 pub struct Str {
     /// tag [`Tag::String`]
     pub header: Header,
-    /// bytes
+    /// length in bytes
     pub length: u32,
     /// hash of the bytes, as the intern table computes it
     pub hash: u32,

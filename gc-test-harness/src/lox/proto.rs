@@ -21,11 +21,12 @@ pub enum Isolate {}
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Cache {
-    /// shape or class
+    /// The id of a shape or class.
     pub id: u32,
-    /// No flag: a field, the instance's inline slot of that number. [`CACHE_OVERFLOW`]: a field,
-    /// the slot of that number in the overflow cell. [`CACHE_METHOD`]: that entry of the class's
-    /// method table. [`CACHE_ADD`] (`SetProperty` only): adds a field, the inline slot of that
+    /// The result of the lookup: a number, with at most one flag. No flag: a field, in the inline
+    /// slot of this number. [`CACHE_OVERFLOW`]: a field, in the overflow cell's slot of this
+    /// number. [`CACHE_METHOD`]: a method, in the entry of this number of the class's method table.
+    /// [`CACHE_ADD`] (`SetProperty` only): the access adds a field, in the inline slot of this
     /// number, and stores [`Cache::header`].
     pub slot: u32,
     /// With [`CACHE_ADD`]: the instance's header after the field was added.
@@ -75,17 +76,17 @@ pub struct Proto {
     pub loops_left: u32,
     /// The id in the [`header`](super::object::Header) of the function's closures.
     pub id: u32,
-    /// number of parameters
+    /// Number of parameters.
     pub arity: u32,
-    /// slots of an activation
+    /// Slots of an activation.
     pub max_stack: u32,
-    /// number of upvalues
+    /// Number of upvalues.
     pub upvalues: u32,
-    /// length of the code
+    /// Number of instructions.
     pub length: u32,
     /// [`Function::captures_any`]
     pub captures_any: bool,
-    /// The JIT's own record of this function, or null.
+    /// The JIT's record of this function, or null.
     pub jit: *mut std::ffi::c_void,
     /// The compiled function, shared by all isolates of the program.
     pub function: Arc<Function>,

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 pub const EXIT_UNREADABLE: u8 = 74;
 /// The exit code for a source with errors.
 pub const EXIT_COMPILE_ERROR: u8 = 65;
-/// The exit code for a program that failed.
+/// The exit code for a program that ended by a runtime error.
 pub const EXIT_RUNTIME_ERROR: u8 = 70;
 /// The exit code for invalid options.
 pub const EXIT_USAGE: u8 = 64;
@@ -299,7 +299,7 @@ pub struct RunArgs {
     /// A full collection every N allocations
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub gc_every: Option<u64>,
-    /// Stop the world so many microseconds after each resume
+    /// Stop the world MICROS microseconds after each resume
     #[arg(long, value_name = "MICROS")]
     pub storm: Option<u64>,
     /// Collect without pause, and keep each phase open until the program has run in it
@@ -312,7 +312,7 @@ pub struct RunArgs {
     /// first marking missed
     #[arg(long)]
     pub verify: bool,
-    /// Print on stderr what the collector did; with --json, as one JSON object
+    /// Print the collector's figures on stderr; with --json, as one JSON object
     #[arg(long)]
     pub stats: bool,
 }

@@ -56,7 +56,7 @@ impl Vm {
 
     /// `left + right`.
     pub(super) fn concatenate(&mut self, left: Value, right: Value) -> Result<Value, OutOfMemory> {
-        // SAFETY: both are live strings, held by the caller.
+        // SAFETY: both are live strings, which the caller keeps alive.
         let (a, b) = unsafe { (Str::bytes(left.as_cell()), Str::bytes(right.as_cell())) };
         if a.is_empty() {
             return Ok(right);

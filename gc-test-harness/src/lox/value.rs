@@ -71,8 +71,8 @@ impl Value {
         f64::from_bits(self.0)
     }
 
-    /// Whether this is a reference to a cell. One unsigned comparison: nothing lies above the
-    /// references.
+    /// Whether this is a reference to a cell. References are the largest words, so one unsigned
+    /// comparison is enough.
     #[inline(always)]
     pub fn is_cell(self) -> bool {
         self.0 >= REFERENCE
@@ -96,8 +96,9 @@ impl Value {
         self == Value::ERROR
     }
 
-    /// Lox's `==`: numbers as doubles (so a NaN differs from itself and 0 equals -0), all else by
-    /// identity. Strings are interned, so that their identity is their content.
+    /// Lox's `==`: compares numbers as doubles, so a NaN differs from itself and 0 equals -0, and
+    /// other values by identity. Strings are interned, so strings of the same content are
+    /// identical.
     #[inline(always)]
     pub fn equals(self, other: Value) -> bool {
         if self.is_number() && other.is_number() {

@@ -49,6 +49,7 @@ impl Vm {
         let globals_memory = Memory::new(program.globals.len(), Value::UNDEFINED);
         let mut vm = Box::new(Vm {
             stack_limit: AtomicUsize::new(stack.words as usize),
+            // Relaxed: this thread wrote it.
             stack_end: stack.end.load(Ordering::Relaxed),
             globals: globals_memory.words,
             runs: mutator.runs(),
@@ -87,6 +88,7 @@ impl Vm {
             mutator,
         });
         let roots_end = &raw const vm.roots as usize + size_of::<Roots>();
+        // Relaxed: the range is not declared yet, so no other thread reads its end.
         vm.roots_end.store(roots_end, Ordering::Relaxed);
         vm.declare_roots();
         vm.prepare(&functions)
@@ -206,7 +208,8 @@ impl Vm {
                 let closure = Value::cell(closure);
                 let base = self.stack.words;
                 // SAFETY: the stack has room for one slot, and the call keeps the entry's protocol:
-                // the callee is at `base`, below the limit.
+                // the callee is at `base`, below the limit. Release: the slot is written before the
+                // limit covers it; the collector reads the limit in a stop.
                 unsafe {
                     *base = closure;
                     self.stack_limit

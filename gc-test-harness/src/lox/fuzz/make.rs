@@ -237,7 +237,7 @@ impl Maker {
             });
         }
         let mut body = Vec::new();
-        // Most are short.
+        // Most functions are short.
         let count = [0, 0, 1, 1, 2, 2, 3, 5][self.below(8)];
         for _ in 0..count {
             self.statement(&mut body, 2);

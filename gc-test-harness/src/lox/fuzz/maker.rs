@@ -68,7 +68,7 @@ pub(super) struct Inside {
 
 pub(super) struct Maker {
     pub(super) random: StdRng,
-    /// innermost last
+    /// the variables in scope, innermost last
     pub(super) scope: Vec<Variable>,
     pub(super) callable: Vec<Signature>,
     pub(super) methods: Vec<Signature>,

@@ -241,6 +241,7 @@ impl Oracle {
 
     /// The result up to now.
     pub fn verdict(&self) -> Verdict {
+        // Relaxed: as in `check`.
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Verdict {
             checks: get(&self.checks),

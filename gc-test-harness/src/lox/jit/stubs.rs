@@ -127,7 +127,7 @@ impl Stubs {
                     maker.enter(&params, count, stub == Stub::EnterMethod, fast);
                 }
                 Stub::Interpret | Stub::InterpretMethod => {
-                    // Slot 0 of a function is its closure, of a method the receiver.
+                    // Slot 0 of a function is its closure. Slot 0 of a method is the receiver.
                     let closure = params[1];
                     let mut slots = slots;
                     if stub == Stub::Interpret {

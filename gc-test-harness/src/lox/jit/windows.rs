@@ -163,10 +163,10 @@ mod tests {
             assert!(!can_restart(&GOOD[..end]), "cut at {end}");
         }
         let mut code = GOOD.to_vec();
-        // Something else behind the store.
+        // One more instruction behind the store.
         code.extend([0x48, 0x8B, 0xC8]);
         assert!(!can_restart(&code));
-        // The last store goes elsewhere: mov [rbx+0x3b0],rcx
+        // The last store has another base: mov [rbx+0x3b0],rcx
         let mut code = GOOD.to_vec();
         code[33] = 0x8B;
         assert!(!can_restart(&code));
