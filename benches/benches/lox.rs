@@ -79,9 +79,7 @@ fn peer(clox: &OsString, program: &Path) -> Command {
 fn tables(mode: Mode) {
     let clox = std::env::var_os("URGE_CLOX");
     if clox.is_none() {
-        println!(
-            "clox: URGE_CLOX does not say where it is (build craftinginterpreters' c/ with -O3), skipped"
-        );
+        println!("clox: URGE_CLOX is not set (build craftinginterpreters' c/ with -O3), skipped");
     }
     // In the quick mode, one program that allocates and calls is enough.
     let programs = mode.pick(&PROGRAMS[..], &PROGRAMS[7..8]);

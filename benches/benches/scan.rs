@@ -351,7 +351,7 @@ fn lookups(mode: Mode) {
                 for &word in words {
                     marked += usize::from(marker.conservative(word));
                 }
-                assert_eq!(marked, 0, "nothing is marked twice");
+                assert_eq!(marked, 0, "a cell was marked twice");
                 words.len() as u64
             })
         })

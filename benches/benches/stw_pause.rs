@@ -91,7 +91,7 @@ fn claim(threads: usize, blocks: usize, json: &serde_json::Value) -> Claim {
     let p50 = number(&json["stop_ratio_p50"]);
     let figures = ["stop_us", "floor_us"].map(|key| number(&json[key]["p50"]));
     Claim {
-        work: format!("{threads} threads in poll-free loops"),
+        work: format!("{threads} threads in loops without polls"),
         measure: "time to stop, p50".to_owned(),
         beside: Beside::Limit("signal floor".to_owned()),
         figures: Some((figures[0], figures[1], "us".to_owned())),

@@ -85,7 +85,7 @@ impl fmt::Display for Named {
         match word % 3 {
             0 => write!(f, "the stack or a register of mutator {mutator}"),
             1 => write!(f, "a handle of a scope of mutator {mutator}"),
-            _ => write!(f, "the stack or a scope of waiting mutator {mutator}"),
+            _ => write!(f, "the stack or a handle of mutator {mutator}"),
         }
     }
 }
@@ -239,14 +239,14 @@ impl Walk<'_> {
                 let mut line = Line::new();
                 let _ = writeln!(
                     line,
-                    "urge: verify: collection {collection}: the trace function of {name:?} leaves out word {word} of the cell at {:#x}, which names a cell",
+                    "urge: verify: collection {collection}: the trace function of {name:?} does not report word {word} of the cell at {:#x}, which names a cell",
                     cell.base
                 );
                 line.print();
                 let mut line = Line::new();
                 let _ = writeln!(
                     line,
-                    "urge: verify: if such words of the kind mean nothing, Kind::spare_words says so"
+                    "urge: verify: if such words have no meaning, declare them by Kind::spare_words"
                 );
                 line.print();
                 return self.reach(lost, granule + 1);
@@ -283,7 +283,7 @@ impl Walk<'_> {
         let mut line = Line::new();
         let _ = writeln!(
             line,
-            "urge: verify: collection {collection} was about to free {} cell(s) that can be reached. The way to the first:",
+            "urge: verify: collection {collection} was about to free {} reachable cell(s). The path to the first:",
             self.lost
         );
         line.print();
@@ -322,8 +322,8 @@ impl Walk<'_> {
         }
         let _ = writeln!(
             line,
-            "urge: likely causes: an edge stored past the barrier (memcpy, a plain store); a trace function that leaves an edge out; a \
-             tracer or a root callback that met a structure in the middle of a change; a weak word copied by a plain store; an edge of a cell of an \
+            "urge: likely causes: an edge stored without the barrier (memcpy, a plain store); a trace function that does not report an edge; a \
+             tracer or a root callback that read a structure during a change; a weak word copied by a plain store; an edge of a cell of an \
              immutable kind that was changed, or stored late"
         );
         line.print();

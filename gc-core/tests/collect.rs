@@ -458,7 +458,7 @@ fn the_last_handle_ends_the_collectors_thread() {
     // A child counts its threads: other tests of this process start and end threads meanwhile.
     if !common::is_child() {
         let out = common::run_child("the_last_handle_ends_the_collectors_thread", "", &[])
-            .expect("it hung");
+            .expect("the child hung");
         assert!(
             out.status.success(),
             "{}",
@@ -586,7 +586,7 @@ fn what_mutators_mark_is_alive_and_counted() {
     heap.collect();
     let last = heap.stats().last;
     assert!(last.cells_live >= 50_000, "{last:?}");
-    assert!(last.assist_cells <= last.cells_live && last.bytes_born <= last.bytes_live);
+    assert!(last.assist_cells <= last.cells_live && last.bytes_allocated_black <= last.bytes_live);
 }
 
 /// Panics if `f` changes errno.

@@ -19,7 +19,7 @@ fn check(name: &str, main: fn() -> Result<(), Box<dyn std::error::Error>>) {
     if common::is_child() {
         return main().unwrap();
     }
-    let output = common::run_child(name, "", &[]).expect("it hung");
+    let output = common::run_child(name, "", &[]).expect("the child hung");
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
 }

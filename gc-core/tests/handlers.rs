@@ -239,7 +239,7 @@ fn h25_a_signal_frame_is_found_where_no_table_leads_to_it() {
         ("no-unwind-tables", true),
         ("no-unwind-tables,no-outer-restart", false),
     ] {
-        let output = run_child(name, faults, &[]).expect("it hung");
+        let output = run_child(name, faults, &[]).expect("the child hung");
         assert_eq!(output.status.success(), sound, "{output:?}");
     }
 }

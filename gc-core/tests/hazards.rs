@@ -267,7 +267,7 @@ fn h30_memory_that_was_never_touched_does_not_hold_up_stops() {
             });
             assert!(
                 found.load(Relaxed),
-                "no stop has met the thread where it waits for memory"
+                "no stop found the thread waiting for memory"
             );
         },
     );

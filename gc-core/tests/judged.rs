@@ -56,7 +56,7 @@ fn h76_a_stop_looks_at_no_more_whatever_dies() {
             m.collect();
             let last = heap.stats().last;
             // More than two stops may visit.
-            assert!(last.looked_in_stops < 512, "{last:?}");
+            assert!(last.examined_in_stops < 512, "{last:?}");
             last
         };
         apart(&heap, |m| {
@@ -166,7 +166,7 @@ fn h81_a_child_forked_while_words_are_cleared_finds_all_or_none_of_a_target_s() 
     let name = "h81_a_child_forked_while_words_are_cleared_finds_all_or_none_of_a_target_s";
     hazard(name, "unjudged-in-child", || {
         if !has_concurrent_cycles() {
-            panic!("there is nothing to be met");
+            panic!("this heap has no concurrent cycles");
         }
         let (heap, k) = heap();
         let m = heap.attach().unwrap();
@@ -223,7 +223,7 @@ fn h81_a_child_forked_while_words_are_cleared_finds_all_or_none_of_a_target_s() 
                 break;
             }
         }
-        assert!(met > 0, "no fork met the clearing");
+        assert!(met > 0, "no fork fell into the clearing");
         common::check_list(ballast, 50_000);
     });
 }

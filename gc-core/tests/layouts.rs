@@ -84,7 +84,7 @@ fn h92_forty_types_of_one_layout_take_the_spans_of_one() {
         assert_eq!(
             edges,
             2 * one,
-            "those with their edges elsewhere share none"
+            "types with other edge offsets share no span"
         );
     });
 }

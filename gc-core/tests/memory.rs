@@ -123,7 +123,7 @@ fn the_span_reserve_of_an_idle_mutator_is_not_missed_at_the_limit() {
                 done.store(true, Relaxed);
                 assert!(matches!(error, AllocError::HeapLimit { .. }), "{error}");
                 let missed = LIMIT - cells * 1024;
-                assert!(missed <= 256 << 10, "{missed} bytes are nobody's");
+                assert!(missed <= 256 << 10, "{missed} bytes are in no cell");
                 std::hint::black_box(list);
             });
         },

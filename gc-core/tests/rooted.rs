@@ -228,11 +228,14 @@ fn peaks() {
             let node = s.alloc(Node::default()).unwrap();
             let before = resident();
             (0..MANY).for_each(|_| assert!(s.hold(&node).same(node)));
-            assert!(resident() - before > 8 * MANY * 9 / 10, "so much it takes");
+            assert!(
+                resident() - before > 8 * MANY * 9 / 10,
+                "the handles take less memory than expected"
+            );
             mutator.collect();
             assert!(
                 heap.stats().last.exact_words >= MANY as u64,
-                "so many are scanned"
+                "fewer words were scanned than there are roots"
             );
         });
     });
@@ -244,7 +247,7 @@ fn peaks() {
         mutator.collect();
         assert!(
             heap.stats().last.exact_words >= MANY as u64 / 2,
-            "so many are scanned"
+            "fewer words were scanned than there are roots"
         );
         drop(roots);
     });

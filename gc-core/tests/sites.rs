@@ -151,7 +151,7 @@ fn h89_a_run_that_went_back_gives_no_cell_before_it_is_refilled() {
         // mutator's runs.
         for (kind, first) in kinds.iter().zip(before) {
             let cell = bare.alloc(*kind);
-            assert!(bare.space.is_marked(cell), "a cell was born white");
+            assert!(bare.space.is_marked(cell), "a cell was allocated white");
             assert!(
                 share_a_span(cell, first),
                 "cells that went back are not found"

@@ -171,10 +171,10 @@ fn a_pairs_old_value_that_is_not_logged_is_found() {
     // A word on the stack may name a cell that was free and has been allocated since, whose edge
     // leads to the lost cell. Otherwise the path leads through the pairs.
     let from_stack = "  root: the stack or a register of mutator 0\n";
-    let born = said
+    let black = said
         .split_once(from_stack)
         .is_some_and(|(_, way)| way.lines().next().unwrap().contains("\"node\""));
-    assert!(born || said.contains("\"pairs\""), "{said}");
+    assert!(black || said.contains("\"pairs\""), "{said}");
 }
 
 /// With `keep-weak` planted, the second marking finds a weak word that still names a dead cell.
@@ -307,15 +307,18 @@ fn h62_an_edge_that_a_trace_function_leaves_out_is_found_with_its_word() {
         let is_sound = gc_preempt::faults::planted("tracer-is-sound");
         return leave_out(&heap, !is_sound);
     }
-    let output = run_child(NAME, "", &[]).expect("it hung");
+    let output = run_child(NAME, "", &[]).expect("the child hung");
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{said}");
-    assert!(said.contains("\"forgetful\" leaves out word 3"), "{said}");
+    assert!(
+        said.contains("\"forgetful\" does not report word 3"),
+        "{said}"
+    );
     assert!(said.contains("root: a handle"), "{said}");
     // No error is reported where the numbers are no edges, where the second marking asks the trace
     // function alone (`tracers-believed`), and where the kind declares its other words spare.
     for fault in ["tracer-is-sound", "tracers-believed", "words-are-spare"] {
-        let output = run_child(NAME, fault, &[]).expect("it hung");
+        let output = run_child(NAME, fault, &[]).expect("the child hung");
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{fault}: {said}");
     }

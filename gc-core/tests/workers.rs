@@ -56,7 +56,7 @@ fn collect_with_helpers(heap: &Heap, m: &Mutator, cells: u64, times: u32) {
             return;
         }
     }
-    panic!("helpers took part {helped} times: the test tests nothing");
+    panic!("helpers took part {helped} times: the test has no effect");
 }
 
 /// Marking does not end while a helper has marked cells in its local queue. With `closed-over-work`
@@ -116,7 +116,7 @@ fn markers_block_all_signals_and_end_with_their_heap() {
     // The test runs in a child: heaps of other tests have markers, too.
     if !common::is_child() {
         let name = "markers_block_all_signals_and_end_with_their_heap";
-        let output = common::run_child(name, "", &[]).expect("it hung");
+        let output = common::run_child(name, "", &[]).expect("the child hung");
         assert!(
             output.status.success(),
             "{}",

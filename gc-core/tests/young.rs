@@ -261,7 +261,10 @@ fn h36_more_cells_allocated_black_than_can_be_noted_are_noticed() {
                 lead_to_young(&m, k, kind, heads);
                 wipe_stack();
                 heap.collect_young();
-                assert!(!heap.stats().last.young, "some rests of runs are unknown");
+                assert!(
+                    !heap.stats().last.young,
+                    "not all cells allocated black are noted"
+                );
                 for n in 0..64 {
                     // SAFETY: words of live cells.
                     check_list(unsafe { word(word(heads, n) as *mut usize, 0) }, 5);
@@ -484,7 +487,7 @@ fn what_was_dropped_when_old_goes_in_the_end() {
     let (first, _) = counts();
     while heap.stats().last.cells_live > 1 << 20 && counts().0 < first + 1000 {}
     young = heap.stats().young_collections - first;
-    assert!(young < 1000, "16 MiB that nobody needs stay");
+    assert!(young < 1000, "16 MiB of dead cells stay");
     // SAFETY: a word of a live cell.
     check_list(unsafe { word(root, 1) }, 100 << 10);
 }

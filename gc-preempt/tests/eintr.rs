@@ -242,7 +242,7 @@ fn h5_calls_that_end_in_eintr_are_named_and_none_does_in_blocking() {
         return;
     }
     for fault in ["", "signal-blocked"] {
-        let output = run_child(name, fault, &[]).expect("it hung");
+        let output = run_child(name, fault, &[]).expect("the child hung");
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.success(), fault.is_empty(), "{text}");
     }

@@ -337,7 +337,7 @@ fn h41_a_thread_that_ended_by_the_bare_call_in_blocking_is_left_out() {
                 }
                 assert_eq!(stopped.mutators().count(), 0);
                 assert_eq!(stopped.resume().mutators, 0);
-                assert_eq!(GONE.load(SeqCst), 7 * round, "its owner is told once");
+                assert_eq!(GONE.load(SeqCst), 7 * round, "the hook runs once");
             }
         },
     );
@@ -360,7 +360,7 @@ fn h41_a_new_thread_at_the_same_place_finds_it_gone() {
                 });
             });
             drop(shared.world.stop().unwrap());
-            assert_eq!(GONE.load(SeqCst), 7, "its owner is told once");
+            assert_eq!(GONE.load(SeqCst), 7, "the hook runs once");
             join(start(ends_by_the_bare_call, data));
             assert_eq!(shared.world.stop().unwrap().mutators().count(), 0);
             assert_eq!(GONE.load(SeqCst), 14);

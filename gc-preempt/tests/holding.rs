@@ -216,7 +216,7 @@ fn h38_other_threads_panics_and_those_after_a_stop_reach_the_hosts_hook() {
     static SEEN: AtomicU64 = AtomicU64::new(0);
     let name = "h38_other_threads_panics_and_those_after_a_stop_reach_the_hosts_hook";
     if !is_child() {
-        let output = run_child_for(name, "", &[], Duration::from_secs(30)).expect("it hung");
+        let output = run_child_for(name, "", &[], Duration::from_secs(30)).expect("the child hung");
         assert!(output.status.success(), "{output:?}");
         return;
     }

@@ -558,7 +558,7 @@ fn a_loop_without_calls_is_walked_from_any_instruction() {
     world.stop().unwrap().resume();
     assert!(
         dropped.load(SeqCst),
-        "nobody returns into the code, its owner goes"
+        "no thread returns into the code, so its owner is dropped"
     );
 }
 

@@ -108,7 +108,7 @@ fn run(case: &Case, fault: &str) -> Option<String> {
         if begun.elapsed() > HUNG {
             child.kill().unwrap();
             child.wait().unwrap();
-            return Some("it hung".to_owned());
+            return Some("the child hung".to_owned());
         }
         std::thread::sleep(Duration::from_millis(5));
     }

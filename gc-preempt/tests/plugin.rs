@@ -100,7 +100,7 @@ fn h86_a_thread_ends_in_a_library_that_it_has_closed() {
 fn a_library_that_was_closed_and_loaded_again_goes_on() {
     let name = "a_library_that_was_closed_and_loaded_again_goes_on";
     if !is_child() {
-        let output = run_child(name, "", &[]).expect("it hung");
+        let output = run_child(name, "", &[]).expect("the child hung");
         let text = String::from_utf8_lossy(&output.stderr);
         return assert!(output.status.success(), "{text}");
     }

@@ -496,9 +496,9 @@ fn a_fault_that_no_crate_lists_ends_the_process_with_its_name() {
     if is_child() {
         return;
     }
-    let listed = run_child(NAME, "no-resend,slow-frames", &[]).expect("it hung");
+    let listed = run_child(NAME, "no-resend,slow-frames", &[]).expect("the child hung");
     assert!(listed.status.success());
-    let output = run_child(NAME, "no-resend,no-resent", &[]).expect("it hung");
+    let output = run_child(NAME, "no-resend,no-resent", &[]).expect("the child hung");
     assert!(!output.status.success());
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("names no fault: no-resent"), "{text}");

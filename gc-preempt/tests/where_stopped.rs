@@ -293,7 +293,7 @@ fn h45_a_thread_with_a_blocked_signal_answers_however_deep_its_stack_is() {
             ("slow-frames", true),
             ("slow-frames,whole-walk-first", false),
         ] {
-            let output = run_child(name, faults, &[]).expect("it hung");
+            let output = run_child(name, faults, &[]).expect("the child hung");
             assert_eq!(output.status.success(), sound, "{faults}: {output:?}");
         }
         return;

@@ -180,7 +180,7 @@ fn build_stepping() {
                 assert_ne!(at, 0, "the list ends before {i}");
                 // SAFETY: a live cell, or the test fails.
                 let [next, number] = unsafe { (at as *const [usize; 2]).read() };
-                assert_eq!(number, i, "a living cell was handed out again");
+                assert_eq!(number, i, "a live cell was allocated again");
                 at = next;
             }
             assert_eq!(at, 0);

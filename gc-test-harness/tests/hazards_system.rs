@@ -83,7 +83,7 @@ fn collect_during(work: fn(), collections: u32) {
             for i in (0..LENGTH).rev() {
                 // SAFETY: a live node, or the test fails.
                 let (next, value) = unsafe { (at as *const (usize, u64)).read() };
-                assert_eq!(value, i, "a living cell was handed out again");
+                assert_eq!(value, i, "a live cell was allocated again");
                 at = next;
             }
         });
@@ -310,7 +310,7 @@ fn walk_over(work: fn()) {
             let sum =
                 unsafe { (managed.frames.deep)(DEPTH, fresh, bottom, data, 1, 2, outermost, 3) };
             let oracle = deep_oracle(DEPTH, 1, 2, 3, |depth| depth * 3);
-            assert_eq!(sum, oracle, "a frame's node was handed out again");
+            assert_eq!(sum, oracle, "a frame's node was allocated again");
         });
         for _ in 0..COLLECTIONS {
             let seen = rounds.load(SeqCst);

@@ -259,7 +259,7 @@ fn every_shape_runs_in_constant_space_beside_collections_in_every_tier() {
                 assert_eq!(outcome.exit_code, 0, "{name}, {tier}");
                 let stats = outcome.stats.expect("there was a heap");
                 assert!(stats.collections > 0, "{name}, {tier}");
-                stats.last.bytes_live - stats.last.bytes_born
+                stats.last.bytes_live - stats.last.bytes_allocated_black
             };
             let most = LIVE_MAX * NODE_BYTES;
             if (0..RUNS).all(|_| found() > most) {

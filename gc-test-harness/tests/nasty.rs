@@ -226,7 +226,7 @@ fn tight_loop(lab: &Lab) {
         }
         lab.over.store(true, Ordering::SeqCst);
     });
-    assert!(in_loops > 0, "no stop met a loop");
+    assert!(in_loops > 0, "no stop found a thread in a loop");
 }
 
 fn empty_loop(lab: &Lab) {
@@ -240,7 +240,7 @@ fn empty_loop(lab: &Lab) {
             });
         }
         lab.stop_over_and_over(threads, |stopped| in_loops += lab.in_loops(stopped));
-        assert!(in_loops > 0, "no stop met a loop");
+        assert!(in_loops > 0, "no stop found a thread in a loop");
         std::process::exit(0); // these threads do not end by themselves
     });
 }
@@ -285,7 +285,7 @@ fn base64(lab: &Lab) {
         let bound = BOUND * times.floor;
         assert!(stall <= bound, "stalled for {stall:?}, bound {bound:?}");
     });
-    assert!(in_loops > 0, "no stop met a loop");
+    assert!(in_loops > 0, "no stop found a thread in a loop");
 }
 
 fn spinlock(lab: &Lab) {
@@ -315,7 +315,7 @@ fn spinlock(lab: &Lab) {
         holder_stopped > 0,
         "no stop met a thread that held the lock"
     );
-    assert!(in_loops > 0, "no stop met a loop");
+    assert!(in_loops > 0, "no stop found a thread in a loop");
     // Every holder continued, and no other thread held the lock at the same time.
     assert_eq!(counter.into_inner(), lab.turns.load(Ordering::SeqCst));
 }

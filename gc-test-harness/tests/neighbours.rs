@@ -303,7 +303,11 @@ fn check(order: &str) {
             while !over.load(Ordering::Relaxed) {
                 let sums = [go.map(|go| (go.compute)()), java.map(Java::compute)];
                 for got in sums.into_iter().flatten() {
-                    assert_eq!(got, sum(), "in a guest that a thread of Urge's calls");
+                    assert_eq!(
+                        got,
+                        sum(),
+                        "a guest that a mutator calls returned a wrong sum"
+                    );
                 }
                 calls.fetch_add(1, Ordering::Relaxed);
             }

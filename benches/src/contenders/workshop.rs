@@ -218,7 +218,7 @@ impl Workshop {
         let program = std::env::var_os("URGE_CLOX").map(Program::new);
         Peer {
             name: "clox".to_owned(),
-            program: program.ok_or_else(|| "URGE_CLOX does not say where it is".to_owned()),
+            program: program.ok_or_else(|| "URGE_CLOX is not set".to_owned()),
         }
     }
 

@@ -99,7 +99,7 @@ fn leaf(input: &DeriveInput) -> Result<Tokens, Error> {
         Data::Union(data) => {
             return Err(Error::new(
                 data.union_token.span(),
-                "a union cannot be `Leaf`: nobody could check that no member hides an edge",
+                "a union cannot be `Leaf`: the compiler cannot check that no member holds an edge",
             ));
         }
     };
@@ -210,7 +210,7 @@ fn bounded(generics: &Generics, bound: &syn::TypeParamBound) -> Result<Generics,
             GenericParam::Lifetime(l) => {
                 return Err(Error::new(
                     l.span(),
-                    "what lies in the heap cannot borrow: own it, or hold it by a `Field`",
+                    "a type in the heap cannot borrow: own the value, or hold it by a `Field`",
                 ));
             }
         }

@@ -97,7 +97,7 @@ pub(crate) fn kind_of<T: Trace>() -> Kind {
 /// with the value.
 #[diagnostic::on_unimplemented(
     message = "a `{Self}` cannot lie in a cell of the heap like this",
-    label = "not known to be free of edges",
+    label = "this type may hold edges",
     note = "an edge is a `Field<T>`, an array `[Field<T>; N]` or a `Field<Array<T>>`, directly in a struct that derives `Trace`",
     note = "inside a Vec, Box, Option, Mutex or enum the collector would not find it; a type without any edges derives `Leaf`"
 )]

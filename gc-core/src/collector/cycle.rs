@@ -34,7 +34,7 @@ pub(super) struct Cycle<'h, 'c> {
     /// The phase that follows `Finish` once nothing is grey.
     pub(super) after: Phase,
     /// Weak words, registrations and dead cells that the present stop has looked at.
-    pub(super) looked: usize,
+    pub(super) examined: usize,
     /// Whether there are weak words that are cleared after the dead were enqueued.
     pub(super) has_long: bool,
     /// The number of times that `Finish` has failed.
@@ -68,7 +68,7 @@ pub(super) struct Cycle<'h, 'c> {
     /// Cells that were allocated at stop 1.
     pub(super) cells: u64,
     /// The allocation count at stop 1.
-    pub(super) handed: Marked,
+    pub(super) given: Marked,
     /// The tails of runs at stop 1.
     pub(super) tails: Marked,
     /// The old cells, which a young collection keeps, and the part of the heap whose old cells it
@@ -120,7 +120,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
             stopped: None,
             phase: Phase::Prepare,
             after: Phase::ClearWeak,
-            looked: 0,
+            examined: 0,
             has_long: false,
             retries: 0,
             held: None,
@@ -139,7 +139,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
             running: 0,
             forced: false,
             cells: 0,
-            handed: Marked::default(),
+            given: Marked::default(),
             tails: Marked::default(),
             kept: Marked::default(),
             old: Old::default(),
@@ -205,7 +205,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
             self.stats.stops_on_assists += u32::from(self.state.pace.assisting() != 0);
             match self.state.world.stop() {
                 Ok(stopped) => {
-                    self.looked = 0;
+                    self.examined = 0;
                     if self.stats.stops != 0 {
                         self.stats.mark_concurrent += stopped.requested_at() - self.resumed_at;
                     }

@@ -105,7 +105,7 @@ impl Cycle<'_, '_> {
         self.pieces(|cycle, most| {
             let cleared = weak.clear_piece(space, stage, most);
             cycle.stats.weak_cleared += cleared.cleared;
-            cleared.looked
+            cleared.examined
         });
         weak.end_stage();
     }
@@ -138,13 +138,13 @@ impl Cycle<'_, '_> {
                 Some(_) => PIECE_STOPPED,
                 None => PIECE_BESIDE,
             };
-            let looked = piece(self, most);
-            if looked == 0 {
+            let examined = piece(self, most);
+            if examined == 0 {
                 return;
             }
             if self.stopped.is_some() {
-                self.looked += looked;
-                self.stats.looked_in_stops += looked as u64;
+                self.examined += examined;
+                self.stats.examined_in_stops += examined as u64;
             } else {
                 self.rest();
             }
@@ -161,7 +161,7 @@ impl Cycle<'_, '_> {
             if self.marker.drain_bounded(CELLS_STOPPED) {
                 return;
             }
-            self.looked += CELLS_STOPPED;
+            self.examined += CELLS_STOPPED;
             self.part_if_long();
         }
         loop {
@@ -176,7 +176,7 @@ impl Cycle<'_, '_> {
     /// In a stop that has looked at enough: lets mutators run while the rest of the dead is
     /// cleared, queued and kept.
     fn part_if_long(&mut self) {
-        let is_long = self.looked >= LOOKS || self.stress.parts(self.phase);
+        let is_long = self.examined >= LOOKS || self.stress.parts(self.phase);
         // If there were more weak cells than the list has room for, the clearing walks all weak
         // cells, which mutators must not change meanwhile.
         let walks = matches!(self.phase, Phase::ClearWeak | Phase::ClearLong)

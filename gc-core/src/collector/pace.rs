@@ -354,7 +354,8 @@ impl Pace {
     /// A cycle has ended. Returns whether the next may be a young one.
     pub(super) fn ended(&self, cycle: &Cycle) -> bool {
         let plan = self.pacer.lock().ended(cycle);
-        self.kept.store(cycle.live + cycle.born, Ordering::Relaxed);
+        self.kept
+            .store(cycle.live + cycle.allocated_black, Ordering::Relaxed);
         if !cycle.young {
             self.live.store(cycle.live, Ordering::Relaxed);
         }
@@ -424,7 +425,7 @@ mod tests {
         assert_eq!((might, assist_time()), (true, 0));
         assert!(
             !pace.begin_assist() && pace.assisting() == 0,
-            "not even a piece"
+            "an assist began while assists were held"
         );
         pace.restore_assists(might);
         assert!(assist_time() > 0, "no mutator has assisted");

@@ -50,7 +50,9 @@ struct AbortOnPanic;
 
 impl Drop for AbortOnPanic {
     fn drop(&mut self) {
-        eprintln!("urge: the collector's thread panicked; the heap is in no defined state");
+        eprintln!(
+            "urge: the collector's thread panicked: the heap is inconsistent, and the process aborts"
+        );
         std::process::abort();
     }
 }

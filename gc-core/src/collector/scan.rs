@@ -41,13 +41,13 @@ impl Cycle<'_, '_> {
         }
         self.review_idle();
         self.gather();
-        self.handed = state.handed();
+        self.given = state.given();
         // Relaxed: the collector's own.
         let before = state.cells.load(Ordering::Relaxed);
         self.cells = before.saturating_add_signed(state.space.cells_since());
         self.stats.trigger_bytes = state.pace.trigger();
         self.stats.goal_bytes = state.pace.goal();
-        self.stats.begin_bytes = state.pace.used(self.handed.bytes);
+        self.stats.begin_bytes = state.pace.used(self.given.bytes);
         if self.stats.young {
             self.kept = state.old.get();
             self.old = Old::before(state.space.top());

@@ -109,7 +109,7 @@ fn end_fork_hooks(state: &State) {
 impl State {
     /// Cells and bytes of the allocation count: what mutators were given since the last swap of
     /// bitmaps.
-    pub(super) fn handed(&self) -> Marked {
+    pub(super) fn given(&self) -> Marked {
         Marked {
             cells: self.space.cells_since().max(0) as u64,
             bytes: self.space.allocated_since(),

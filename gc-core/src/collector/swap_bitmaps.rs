@@ -24,26 +24,26 @@ impl Cycle<'_, '_> {
         self.stats.finalizable = state.finalizers.publish();
         state.drops.publish();
         self.gather();
-        let handed = state.handed();
+        let given = state.given();
         // Cells that mutators were given during marking are black, whether they are allocated yet
         // or not.
-        let born = handed.less(self.handed);
+        let allocated_black = given.less(self.given);
         let assists = state.pace.take_assists();
         let logged = state.log.overflowed_marks();
         let by_mutators = assists.marked + logged;
         let marked = self.marker.marked() + by_mutators;
         let found = self.kept + marked;
         let stats = &mut self.stats;
-        stats.cells_live = found.cells + born.cells;
-        stats.bytes_live = found.bytes + born.bytes;
-        let allocated = found + self.tails + born;
-        stats.cells_freed = (self.cells + born.cells).saturating_sub(allocated.cells);
+        stats.cells_live = found.cells + allocated_black.cells;
+        stats.bytes_live = found.bytes + allocated_black.bytes;
+        let allocated = found + self.tails + allocated_black;
+        stats.cells_freed = (self.cells + allocated_black.cells).saturating_sub(allocated.cells);
         state.cells.store(allocated.cells, Ordering::Relaxed);
         stats.mark = self.marking_since.elapsed();
-        stats.end_bytes = state.pace.used(handed.bytes);
+        stats.end_bytes = state.pace.used(given.bytes);
         stats.assist = Duration::from_nanos(assists.nanos);
         stats.assist_cells = assists.marked.cells;
-        stats.bytes_born = born.bytes;
+        stats.bytes_allocated_black = allocated_black.bytes;
         let helpers = self.workers.take_work();
         stats.markers = 1 + helpers.helpers;
         stats.collector_cpu = Duration::from_nanos(helpers.cpu);
@@ -59,8 +59,8 @@ impl Cycle<'_, '_> {
             young: stats.young,
             immutable,
             begin: stats.begin_bytes,
-            live: stats.bytes_live - born.bytes,
-            born: born.bytes,
+            live: stats.bytes_live - allocated_black.bytes,
+            allocated_black: allocated_black.bytes,
             roots: self.scanned.bytes(),
             external,
             overhead: state
@@ -95,7 +95,7 @@ impl Cycle<'_, '_> {
         stats.conservative_marked = self.scanned.conservative_marked;
         stats.exact_marked = self.scanned.exact_marked;
         stats.over_memory_limit = state.pace.is_over_limit();
-        state.ledger.enter(self.stats, handed.bytes);
+        state.ledger.enter(self.stats, given.bytes);
         // Before mutators that wait for memory try again.
         state.give_back_reserve();
         state.requests.end(self.stats.number);

@@ -146,7 +146,7 @@ fn check_graph(
         seen.sort_unstable();
         let mut targets = targets.clone();
         targets.sort_unstable();
-        assert_eq!(seen, targets, "edges of a cell, looked at");
+        assert_eq!(seen, targets, "the edges of a cell differ");
     }
     let roots: Vec<usize> = roots
         .iter()
@@ -226,7 +226,7 @@ fn a_full_queue_loses_nothing() {
     let marked = toy.mark(&[root]);
     assert!(
         toy.queue.overflows() > 1000,
-        "{} overflows: the test tests nothing",
+        "{} overflows: the test has no effect",
         toy.queue.overflows()
     );
     assert_eq!(marked.cells, expected);

@@ -249,7 +249,7 @@ mod tests {
         let shared = heap.shared();
         let mut ids = ids!(1 2 3 4 5 6 7 8 9 10 11 12).into_iter();
         described.map(|(sharing, kind)| {
-            let id = ids.next().expect("there are so many");
+            let id = ids.next().expect("there is an id for each description");
             shared.type_info(id, 0, sharing, || kind).unwrap().kind
         })
     }

@@ -9,7 +9,7 @@ pub(crate) struct Cycle {
     /// Bytes of cells that it marked.
     pub live: u64,
     /// Bytes that mutators were given while it marked.
-    pub born: u64,
+    pub allocated_black: u64,
     /// Bytes of stacks, root ranges and handles that were scanned.
     pub roots: u64,
     /// Bytes of memory outside of the heap, in use at its end.
@@ -42,13 +42,13 @@ pub(crate) struct Cycle {
 }
 
 impl Cycle {
-    /// Bytes in use at its end, without the born ones.
+    /// Bytes in use at its end, without those allocated black.
     pub(super) fn old(&self) -> u64 {
         self.live.saturating_add(self.external)
     }
 
     /// Bytes in use at its end.
     pub(super) fn now(&self) -> u64 {
-        self.old().saturating_add(self.born)
+        self.old().saturating_add(self.allocated_black)
     }
 }

@@ -108,7 +108,7 @@ pub(super) fn might_be(policy: Young, cycle: &Cycle) -> bool {
 
 /// Can most old cells not have changed?
 fn pays(cycle: &Cycle) -> bool {
-    cycle.live >= LEAST && cycle.immutable >= cycle.live.saturating_add(cycle.born) / 2
+    cycle.live >= LEAST && cycle.immutable >= cycle.live.saturating_add(cycle.allocated_black) / 2
 }
 
 #[cfg(test)]

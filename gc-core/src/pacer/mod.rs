@@ -11,7 +11,7 @@
 //! should be done when the heap reaches the goal.
 //!
 //! The collector finds out what is alive in its snapshot only. It keeps all cells that mutators
-//! were given while it marked (they are *born*), and does not look at them. Go counts all of them
+//! were given while it marked (they are *allocated black*), and does not look at them. Go counts all of them
 //! as alive, so a program that allocates much while it is marked gets a goal twice as far off as it
 //! should. This pacer counts the part by which the heap has grown: of the bytes allocated between
 //! two snapshots, the share by which the second one's live bytes exceed the first's. In a steady
@@ -24,7 +24,7 @@
 //!            |                     |<---- lead --->|
 //!     now ---+---------------------+-------+-------+ goal
 //!      |                           |       |
-//!      live + born              trigger  begin: the world is stopped, marking begins
+//!      live + allocated black   trigger  begin: the world is stopped, marking begins
 //! ```
 //! The lead is the bytes that mutators allocate until marking is done: until the collector has
 //! woken and stopped the world (*lag*, which is large while sweeping is not finished), and then
@@ -40,8 +40,8 @@
 //!
 //! The lead leaves a rest of half the distance, and of at most 64 MiB. An earlier trigger would
 //! only make the collector mark the same cells more often for the same bytes, and keep more cells
-//! that were born meanwhile. If a lead of half is not enough, the pacer puts the goal off until it
-//! is, at most about to Go's goal, which counts all born cells as alive (here: 64 MiB of them). So
+//! that were allocated black meanwhile. If a lead of half is not enough, the pacer puts the goal off until it
+//! is, at most about to Go's goal, which counts all cells allocated black as alive (here: 64 MiB of them). So
 //! the collector of a small heap rests as long as it marks. If it cannot keep up even so, mutators
 //! assist (`assist.rs`). Two designs lost: no rest, and a rest of half the distance in heaps of any
 //! size (docs/experiments.md).

@@ -7,7 +7,7 @@ use super::plan::{LEAST_GROWTH, MINIMUM, Plan};
 use crate::config::Young;
 use crate::fault::{Fault, planted};
 
-/// The most born bytes that count as alive while the collector is kept busy, and the most bytes
+/// The most bytes allocated black that count as alive while the collector is kept busy, and the most bytes
 /// that mutators allocate while it rests. So a large heap gets less of a rest.
 pub(super) const MOST_BORN: u64 = 64 << 20;
 
@@ -55,8 +55,8 @@ pub(crate) struct Pacer {
     marked: u64,
     /// Bytes allocated from its snapshot to the snapshot of the last cycle.
     allocated: u64,
-    /// Bytes born in the last cycle.
-    born: u64,
+    /// Bytes allocated black in the last cycle.
+    allocated_black: u64,
     generation: Generation,
     /// Bytes that mutators allocate while the background marks a cell. `None`: no cycle has shown
     /// it yet.
@@ -80,7 +80,7 @@ impl Pacer {
             live: 0,
             marked: 0,
             allocated: 0,
-            born: 0,
+            allocated_black: 0,
             generation: Generation::default(),
             ratio: None,
             lag: 0.0,
@@ -109,7 +109,7 @@ impl Pacer {
         // has grown.
         self.allocated = self
             .allocated
-            .saturating_add(self.born)
+            .saturating_add(self.allocated_black)
             .saturating_add(cycle.begin.saturating_sub(before.now));
         let grown = cycle.live.saturating_sub(self.live);
         let growing = ratio(grown, self.allocated).min(1.0);
@@ -133,11 +133,11 @@ impl Pacer {
         // The least distance that a limit leaves.
         let mut breath = LEAST_GROWTH;
         if self.limiting {
-            let allocated = cycle.begin.saturating_add(cycle.born);
+            let allocated = cycle.begin.saturating_add(cycle.allocated_black);
             let allocated = allocated.saturating_sub(before.now);
             breath = breath.max(times(cost, ratio(allocated, mutators)));
         }
-        self.born = cycle.born;
+        self.allocated_black = cycle.allocated_black;
         if !cycle.young {
             (self.live, self.marked, self.allocated) = (cycle.live, cycle.marked, 0);
         }
@@ -165,7 +165,7 @@ impl Pacer {
             // Without assists the mutators would have had more time to allocate in.
             let had = cycle.beside.saturating_mul(u64::from(cycle.running.max(1)));
             let helped = ratio(cycle.assist, had).min(0.9);
-            ratio(cycle.born, background) / (1.0 - helped)
+            ratio(cycle.allocated_black, background) / (1.0 - helped)
         };
         if cycle.young {
             // Much of a young cycle's time is not marking.
@@ -187,7 +187,9 @@ impl Pacer {
             young,
         } = self.policy;
         let now = cycle.now();
-        let base = cycle.old().saturating_add(times(cycle.born, growing));
+        let base = cycle
+            .old()
+            .saturating_add(times(cycle.allocated_black, growing));
         let mut growth = u64::MAX;
         let mut goal = u64::MAX;
         if gc_percent != u32::MAX {
@@ -205,7 +207,7 @@ impl Pacer {
                 let most = percent(counted, gc_percent);
                 goal = goal.max(now.saturating_add(lead.saturating_mul(2).min(most)));
             }
-            // If very much was born, there is still half a heap's growth between two cycles.
+            // If very much was allocated black, there is still half a heap's growth between two cycles.
             goal = goal.max(now.saturating_add((growth / 2).max(LEAST_GROWTH)));
         }
         let unlimited = goal;
@@ -313,7 +315,7 @@ impl Pacer {
 
 /// Cells that will be alive at the next snapshot, near a goal at `distance`.
 fn work_after(cycle: &Cycle, growing: f64, distance: u64) -> u64 {
-    let allocated = cycle.born.saturating_add(distance);
+    let allocated = cycle.allocated_black.saturating_add(distance);
     let larger = 1.0 + growing * ratio(allocated, cycle.live.max(1));
     times(cycle.marked, larger)
 }

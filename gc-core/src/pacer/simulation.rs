@@ -222,7 +222,7 @@ fn run(machine: &Machine, program: &Program<'_>, nanos: f64, step: f64) -> Vec<S
         plan = pacer.ended(&Cycle {
             begin,
             live,
-            born: used - begin,
+            allocated_black: used - begin,
             marked: done as u64,
             assisted: helped as u64,
             beside: beside as u64,
@@ -446,7 +446,7 @@ fn a_collector_that_is_kept_busy_rests_as_long_as_it_marks() {
             let share = s.beside / (s.at - before.at);
             assert!(share < 0.55, "at {rate} bytes/ns, marking {share}: {s:?}");
             assert!(s.assist < 0.05 * s.beside, "at {rate} bytes/ns: {s:?}");
-            // The goal is no further off than if all cells that were born before were alive.
+            // The goal is no further off than if all cells that were allocated black before were alive.
             assert!(
                 s.goal <= 2 * (before.end - before.goal / 2 + 32 * MIB),
                 "{before:?} {s:?}"
@@ -468,7 +468,7 @@ fn what_is_born_in_a_large_heap_counts_for_little() {
         policy: HUNDRED,
     };
     for s in immutable(&run(&machine, &program, 20.0 * S, 20_000.0)) {
-        // The end is at 2,655 MiB; it would be at 2,944 if all born cells counted as alive.
+        // The end is at 2,655 MiB; it would be at 2,944 if all cells allocated black counted as alive.
         assert!(s.end < 2800 * MIB, "{s:?}");
     }
 }

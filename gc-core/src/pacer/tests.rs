@@ -75,7 +75,7 @@ fn the_goal_grows_with_live_bytes_and_roots() {
 fn what_was_born_counts_as_far_as_the_heap_grows() {
     let cycle = Cycle {
         begin: 200 * MIB,
-        born: 20 * MIB,
+        allocated_black: 20 * MIB,
         ..live(100 * MIB)
     };
     // A steady program: as much alive as before.
@@ -232,7 +232,7 @@ fn a_cycle_that_was_asked_for_teaches_nothing_about_the_trigger() {
     let mut pacer = Pacer::new(HUNDRED, true, 2);
     let cycle = Cycle {
         begin: 190 * MIB,
-        born: 10 * MIB,
+        allocated_black: 10 * MIB,
         beside: 1_000_000,
         running: 1,
         ..live(100 * MIB)
@@ -242,7 +242,7 @@ fn a_cycle_that_was_asked_for_teaches_nothing_about_the_trigger() {
     assert!(before.0.is_some());
     let forced = Cycle {
         begin: 120 * MIB,
-        born: 0,
+        allocated_black: 0,
         beside: 50_000_000,
         forced: true,
         ..cycle
@@ -258,7 +258,7 @@ fn nothing_overflows_and_there_is_always_room_to_allocate() {
             for limit in [None, Some(MIB), Some(u64::MAX)] {
                 let cycle = Cycle {
                     begin: bytes,
-                    born: bytes / 2,
+                    allocated_black: bytes / 2,
                     roots: bytes,
                     external: bytes,
                     overhead: bytes,

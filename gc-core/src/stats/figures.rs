@@ -109,7 +109,7 @@ pub struct CollectionStats {
     pub cells_in_stops: u64,
     /// Weak words, registered cells and dead cells that the collector looked at in stops. If there
     /// are more than some hundred, it looks at most of them beside the mutators.
-    pub looked_in_stops: u64,
+    pub examined_in_stops: u64,
     /// Sites that stops looked at, counted once for each mutator with a run of the site. A mutator
     /// that allocates or waits returns runs that it has not refilled in the last two collections; a
     /// mutator that does neither keeps them.
@@ -164,7 +164,7 @@ pub struct CollectionStats {
     pub bytes_live: u64,
     /// Bytes of these cells that mutators were given while it marked: it keeps them without marking
     /// through them.
-    pub bytes_born: u64,
+    pub bytes_allocated_black: u64,
     /// Cells that it freed.
     pub cells_freed: u64,
     /// Weak words that it cleared.

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! urge: gc=12 kind=whole at=1.234s trigger=12.0M goal=14.2M begin=12.1M end=14.1M live=7.1M
-//!       born=2.0M pauses=115us/2 longest=80us stop=15us mark=4210us beside=4100us assist=310us
+//!       black=2.0M pauses=115us/2 longest=80us stop=15us mark=4210us beside=4100us assist=310us
 //!       collector=23690us cpu=12%
 //! ```
 //!
@@ -15,7 +15,7 @@
 //! | `trigger`, `goal` | the planned bytes in use at its begin and at its end |
 //! | `begin`, `end` | the bytes in use at its begin and at its end |
 //! | `live` | bytes of its snapshot that it found alive |
-//! | `born` | bytes that mutators were given while it marked, and that it keeps |
+//! | `black` | bytes that mutators were given while it marked, and that it keeps |
 //! | `pauses`, `longest` | the sum and the number of its pauses; the longest of them |
 //! | `stop` | the longest time from a stop's request until the last mutator was stopped |
 //! | `mark`, `beside` | the time of marking, and of that the time beside the mutators |
@@ -51,7 +51,7 @@ impl Line {
         // A line that is too long is cut, which is no error here.
         let _ = write!(
             line,
-            "urge: gc={} kind={} at={:.3}s trigger={} goal={} begin={} end={} live={} born={} pauses={}us/{} longest={}us stop={}us mark={}us beside={}us \
+            "urge: gc={} kind={} at={:.3}s trigger={} goal={} begin={} end={} live={} black={} pauses={}us/{} longest={}us stop={}us mark={}us beside={}us \
              assist={}us collector={}us cpu={:.0}%{}",
             cycle.number,
             if cycle.young { "young" } else { "whole" },
@@ -60,8 +60,8 @@ impl Line {
             Mebibytes(cycle.goal_bytes),
             Mebibytes(cycle.begin_bytes),
             Mebibytes(cycle.end_bytes),
-            Mebibytes(cycle.bytes_live - cycle.bytes_born),
-            Mebibytes(cycle.bytes_born),
+            Mebibytes(cycle.bytes_live - cycle.bytes_allocated_black),
+            Mebibytes(cycle.bytes_allocated_black),
             us(cycle.pause_sum),
             cycle.stops,
             us(cycle.pause),
@@ -133,7 +133,7 @@ mod tests {
             begin_bytes: (12 << 20) + (1 << 18),
             end_bytes: 14 << 20,
             bytes_live: 9 << 20,
-            bytes_born: 2 << 20,
+            bytes_allocated_black: 2 << 20,
             pause_sum: us(115),
             pause: us(80),
             stops: 2,
@@ -147,7 +147,7 @@ mod tests {
         });
         assert_eq!(
             std::str::from_utf8(line.bytes()).unwrap(),
-            "urge: gc=12 kind=whole at=1.234s trigger=12.0M goal=none begin=12.2M end=14.0M live=7.0M born=2.0M pauses=115us/2 longest=80us stop=15us mark=4210us \
+            "urge: gc=12 kind=whole at=1.234s trigger=12.0M goal=none begin=12.2M end=14.0M live=7.0M black=2.0M pauses=115us/2 longest=80us stop=15us mark=4210us \
              beside=4100us assist=310us collector=23690us cpu=12%\n"
         );
     }

@@ -41,7 +41,7 @@ pub(crate) enum Stage {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cleared {
     /// Words and pairs that the piece looked at; 0: there are no more.
-    pub(crate) looked: usize,
+    pub(crate) examined: usize,
     pub(crate) cleared: u64,
 }
 
@@ -244,7 +244,7 @@ impl WeakWork {
     /// Mutators have seen that their targets are dead.
     pub(crate) fn end_clearing(&self, space: &Space) {
         let stage = self.stage();
-        while stage != Stage::None && self.clear_some(space, usize::MAX).looked != 0 {}
+        while stage != Stage::None && self.clear_some(space, usize::MAX).examined != 0 {}
         self.end_stage();
     }
 
@@ -267,24 +267,24 @@ impl WeakWork {
     /// Calls `f` for each of the next `most` words and pairs that were met and have not been looked
     /// at. Returns their number.
     fn look_at_met(&self, space: &Space, most: usize, mut f: impl FnMut(WeakSlot)) -> usize {
-        let mut looked = 0;
+        let mut examined = 0;
         // Relaxed throughout: the collector's own.
         let mut at = self.met_seen.load(Ordering::Relaxed);
-        while looked < most
+        while examined < most
             && let Some(entry) = self.met_entry(at)
         {
             let mut words = words_of_entry(space, entry);
             let mut word = self.met_word.load(Ordering::Relaxed);
-            while looked < most
+            while examined < most
                 && let Some(weak_slot) = words(word)
             {
                 f(weak_slot);
-                (looked, word) = (looked + 1, word + 1);
+                (examined, word) = (examined + 1, word + 1);
             }
             // The entry may have more words; the next call finds out.
-            if looked == most {
+            if examined == most {
                 self.met_word.store(word, Ordering::Relaxed);
-                return looked;
+                return examined;
             }
             at += 1;
             self.met_word.store(0, Ordering::Relaxed);
@@ -292,15 +292,15 @@ impl WeakWork {
         }
         let pairs = self.waiting.len();
         let mut at = self.pairs_seen.load(Ordering::Relaxed);
-        while looked < most && at < pairs {
+        while examined < most && at < pairs {
             // A pair that found no room has no slot, and is strong.
             if let Some(weak_slot) = self.waiting.at(at) {
                 f(WeakSlot(weak_slot));
             }
-            (looked, at) = (looked + 1, at + 1);
+            (examined, at) = (examined + 1, at + 1);
             self.pairs_seen.store(at, Ordering::Relaxed);
         }
-        looked
+        examined
     }
 
     fn note(&self, space: &Space, weak_slot: WeakSlot) {
@@ -371,11 +371,11 @@ impl WeakWork {
             }
             return done;
         }
-        while done.looked < most {
+        while done.examined < most {
             let at = self.judged.load(Ordering::Relaxed);
             if at < self.dying_len.load(Ordering::Relaxed) {
                 let weak_slot = self.dying_at(at);
-                done.looked += 1;
+                done.examined += 1;
                 if keeps_long && is_long(weak_slot) {
                     self.judged.store(at + 1, Ordering::Relaxed);
                     let longs = self.longs.fetch_add(1, Ordering::Relaxed);
@@ -392,16 +392,16 @@ impl WeakWork {
             if planted(Fault::MetSinceKept) {
                 break;
             }
-            let looked = self.look_at_met(space, most - done.looked, |weak_slot| {
+            let examined = self.look_at_met(space, most - done.examined, |weak_slot| {
                 if keeps_long && is_long(weak_slot) {
                     self.note(space, weak_slot);
                 } else {
                     done.cleared += u64::from(self.clear(space, weak_slot, false));
                 }
             });
-            done.looked += looked;
+            done.examined += examined;
             // `note` has put long words into `dying`, which come first.
-            if looked == 0 {
+            if examined == 0 {
                 break;
             }
         }

@@ -289,7 +289,7 @@ pub fn hazard_given(
     assert!(
         sound.is_some_and(|o| o.status.success()),
         "{name} fails with its cure: {}",
-        output.as_deref().unwrap_or("it hung")
+        output.as_deref().unwrap_or("the child hung")
     );
     let faults = format!("{given},{fault}");
     let passes = |_| run_child(name, &faults, environment).is_some_and(|o| o.status.success());

@@ -93,7 +93,7 @@ pub fn hazard_with(name: &str, fault: &str, environment: &[(&str, &str)], body: 
     assert!(
         sound.is_some_and(|o| o.status.success()),
         "{name} fails with its cure: {}",
-        output.as_deref().unwrap_or("it hung")
+        output.as_deref().unwrap_or("the child hung")
     );
     // A hang is a failure, too: after 20 times the time that the child took with its cure.
     let passes = |_| {
@@ -115,7 +115,7 @@ pub fn watchdog_says(name: &str, fault: &str, words: &[&str]) {
 /// [`watchdog_says`] with the cure `off` switched off in both runs.
 pub fn watchdog_says_without(name: &str, off: &str, fault: &str, words: &[&str]) {
     for planted in ["", fault] {
-        let output = run_child(name, &format!("{off},{planted}"), &[]).expect("it hung");
+        let output = run_child(name, &format!("{off},{planted}"), &[]).expect("the child hung");
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{text}");
         let said = words.iter().all(|words| text.contains(words));

@@ -227,7 +227,7 @@ impl Code {
         let found = all.iter().find(|code| code.name == name);
         found.map(Code::entry).ok_or_else(|| CodegenError::Compile {
             function: name.to_owned(),
-            why: "it was not defined".to_owned(),
+            why: "the function was not defined".to_owned(),
         })
     }
 
@@ -466,7 +466,7 @@ impl Arena {
         defined.map_err(|e| refused(&name, &e))?;
         let facts = facts.ok_or_else(|| CodegenError::Compile {
             function: name.clone(),
-            why: "Cranelift did not say how its frame is laid out".to_owned(),
+            why: "Cranelift gave no frame layout".to_owned(),
         })?;
         self.unfinished.push(Unfinished {
             id,

@@ -492,7 +492,11 @@ impl fmt::Display for Outcome {
             format!("{label:<32}{}{:>9}", cells.concat(), of.windows)
         };
         let windows = &self.windows;
-        writeln!(f, "{}", line("left by stops and help", windows.utilisation))?;
+        writeln!(
+            f,
+            "{}",
+            line("left by stops and assists", windows.utilisation)
+        )?;
         writeln!(
             f,
             "{}",

@@ -222,7 +222,7 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "Three threads in poll-free loops and two that allocate, for {:.1} s.",
+            "Three threads in loops without polls and two that allocate, for {:.1} s.",
             self.took.as_secs_f64()
         )?;
         writeln!(f)?;

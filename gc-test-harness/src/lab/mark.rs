@@ -55,7 +55,7 @@ impl fmt::Display for MarkError {
             MarkError::Heap(why) => write!(f, "no heap for the graph: {why}"),
             MarkError::Full(why) => write!(f, "the graph does not fit: {why}"),
             MarkError::Damaged => f.write_str(
-                "wrong answer: a cell that the table leads to does not hold what was written into it; it was freed",
+                "wrong answer: a cell that the table leads to does not hold what was written into it: the cell was freed too early",
             ),
             MarkError::Wrong {
                 who,

@@ -486,7 +486,7 @@ impl fmt::Display for Outcome {
         } = self.options;
         writeln!(
             f,
-            "Threads in poll-free loops: {threads}; {blocks} blocks of {rounds} rounds beside the signal floor, which does best to {}.",
+            "Threads in loops without polls: {threads}; {blocks} blocks of {rounds} rounds beside the signal floor, which does best to {}.",
             self.wait.name()
         )?;
         writeln!(f)?;
@@ -534,7 +534,7 @@ impl fmt::Display for Outcome {
         writeln!(
             f,
             "{:<14} p50 {:.2} x the floor's stop and resume; {LIVE} live objects a thread
-{:<14} {:.1} a stop, {:.1} for the floor; the others were parked still and taken over",
+{:<14} {:.1} a stop, {:.1} for the floor; the others were still parked and were taken over",
             "collection",
             p50(&self.collections.pause, &self.floor.pause),
             "were running",

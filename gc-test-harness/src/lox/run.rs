@@ -158,7 +158,7 @@ pub fn run_source(source: &[u8], config: &RunConfig) -> Outcome {
                     .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
                 Err(error) => Outcome::failed(
                     EXIT_RUNTIME_ERROR,
-                    format!("No thread for an isolate: {error}\n"),
+                    format!("Could not start a thread for an isolate: {error}\n"),
                 ),
             })
             .collect();

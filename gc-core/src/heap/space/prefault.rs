@@ -159,7 +159,10 @@ mod tests {
             1,
             "a 16th of 64 MiB, of whole chunks"
         );
-        assert!(space.must_tell() && !space.must_tell(), "it is told once");
+        assert!(
+            space.must_tell() && !space.must_tell(),
+            "the collector is woken once"
+        );
         let top = space.page_runs.lock().top() * PAGE;
         assert!(!is_backed(&space, top));
         assert!(is_backed(&space, top.next_multiple_of(CHUNK)));
@@ -191,7 +194,7 @@ mod tests {
         });
         assert!(
             !is_backed(&limited.unwrap(), 2 << 20),
-            "it can never have it"
+            "beyond the hard limit"
         );
     }
 
@@ -213,7 +216,7 @@ mod tests {
         let tables = word as usize - space.base();
         assert!(
             is_backed(&space, tables & !4095),
-            "who takes the next pages writes there"
+            "the table's memory for the next pages"
         );
         space.give_pages(first, pages);
         while space.scavenge_piece(0, 0, u64::MAX) > 0 {}
@@ -237,7 +240,10 @@ mod tests {
         assert!(space.back_piece(u64::MAX));
         let ahead = (space.page_runs.lock().top() * PAGE).next_multiple_of(CHUNK);
         space.give_up_prefaulted();
-        assert!(space.back_piece(u64::MAX), "it is as large as ever");
+        assert!(
+            space.back_piece(u64::MAX),
+            "the heap has not become smaller"
+        );
         space.give_pages(first, (100 << 20) / PAGE);
         space.give_up_prefaulted();
         while space.scavenge_piece(0, 0, u64::MAX) > 0 {}

@@ -97,7 +97,7 @@ fn check(queue: usize, make: impl Fn(&mut Toy, KindId) -> usize, overflows: bool
             break;
         }
     }
-    assert!(joined > 3, "nobody helped: the test tests nothing");
+    assert!(joined > 3, "no helper joined: the test has no effect");
     assert_eq!(toy.cells(), before);
     assert_eq!(toy.queue.overflows() > 0, overflows);
 }

@@ -58,7 +58,7 @@ impl fmt::Display for FloorError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             FloorError::Busy => f.write_str(
-                "the signal floor is being measured already; it has one handler a process",
+                "the signal floor is being measured already; a process has one handler for it",
             ),
             FloorError::System(e) => write!(f, "the signal floor's SIGUSR1 was refused: {e}"),
         }

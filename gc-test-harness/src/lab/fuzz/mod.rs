@@ -84,7 +84,7 @@ pub fn run(options: &Options) -> Result<Report, Wrong> {
     search::name_in_crashes();
     let pool = threads::Pool::new().map_err(|e| Wrong {
         seed: options.seed.unwrap_or_default(),
-        what: format!("no threads: {e}"),
+        what: format!("cannot start the worker threads: {e}"),
     })?;
     search::run(options, |seed| {
         let mut choices = Choices::Seeded(seed.wrapping_mul(0x2545_f491_4f6c_dd1d));

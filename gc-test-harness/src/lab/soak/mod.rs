@@ -48,12 +48,12 @@ impl fmt::Display for Report {
             self.time.as_secs_f64()
         )?;
         for (label, number) in [
-            ("stops of idle worlds beside", n.idle_stops),
+            ("stops without a running thread", n.idle_stops),
             ("threads stopped while running", n.signalled),
             ("threads held", n.held),
             ("collections", n.collections),
             ("answers checked, all right", n.answers),
-            ("threads that came and went", n.threads),
+            ("threads that attached and ended", n.threads),
             ("forks", n.forks),
             ("Lox programs", n.programs),
             ("fuzz cases", n.cases),
@@ -134,7 +134,8 @@ fn tell(counts: &Counts, time: Duration, terminal: bool) {
 
 /// Runs one round in a child process.
 fn child(seed: u64) -> Result<Counts, String> {
-    let program = std::env::current_exe().map_err(|e| format!("where is gclab? {e}"))?;
+    let program =
+        std::env::current_exe().map_err(|e| format!("cannot find gclab's own path: {e}"))?;
     let mut child = Command::new(program)
         .arg("soak")
         .args(["--seed", &seed.to_string(), "--round"])
@@ -143,7 +144,7 @@ fn child(seed: u64) -> Result<Counts, String> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|e| format!("no process for a round: {e}"))?;
+        .map_err(|e| format!("cannot start a round's process: {e}"))?;
     let begun = Instant::now();
     // A round's output fits into the pipes, so the child never waits for a reader.
     loop {
@@ -158,7 +159,10 @@ fn child(seed: u64) -> Result<Counts, String> {
                 // its own.
                 unsafe { libc::kill(child.id() as i32, libc::SIGABRT) };
                 let said = said(child);
-                return Err(format!("it hung for {:?}; it said: {said}", ROUND * HANGS));
+                return Err(format!(
+                    "the round hung for {:?}; its output: {said}",
+                    ROUND * HANGS
+                ));
             }
             Err(e) => return Err(format!("cannot wait for the round: {e}")),
         }
@@ -168,7 +172,7 @@ fn child(seed: u64) -> Result<Counts, String> {
     match Counts::read(&stdout) {
         Some(counts) if output.status.success() => Ok(counts),
         _ => Err(format!(
-            "{}; it said: {}",
+            "{}; its output: {}",
             output.status,
             String::from_utf8_lossy(&output.stderr).trim()
         )),

@@ -128,7 +128,7 @@ pub(super) fn churn(round: &Round<'_>, seed: u64) -> Result<(), String> {
             };
             scope.spawn(life).join()
         });
-        ended.map_err(|_| "a thread of its own panicked".to_owned())??;
+        ended.map_err(|_| "an attached thread panicked".to_owned())??;
         count(&round.tally.threads, 1);
         round.crew.right();
     }

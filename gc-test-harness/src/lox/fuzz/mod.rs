@@ -360,7 +360,7 @@ impl fmt::Display for Found {
             if seen.contradictions > 0 {
                 writeln!(
                     f,
-                    "{} functions need a value that counts as dead",
+                    "{} functions use a value that their analysis takes for dead",
                     seen.contradictions
                 )?;
             }

@@ -592,7 +592,7 @@ impl Jit {
             } else {
                 return Err(CodegenError::Compile {
                     function: code.name.clone(),
-                    why: "an inline allocation was torn apart".to_owned(),
+                    why: "the instructions of an inline allocation are not adjacent".to_owned(),
                 });
             }
         }

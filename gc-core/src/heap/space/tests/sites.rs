@@ -141,7 +141,7 @@ proptest! {
         for round in rounds {
             for number in &round.before {
                 for cell in alloc_at(&mut toy, kind, *number) {
-                    prop_assert!(cells.insert(cell), "a cell that lives was handed out");
+                    prop_assert!(cells.insert(cell), "a live cell was allocated again");
                 }
             }
             let young = !round.whole && !first;

@@ -48,7 +48,7 @@ proptest! {
         let mut first = true;
         for round in rounds {
             for bytes in &round.before {
-                prop_assert!(cells.insert(toy.alloc(kind, *bytes)), "a cell that lives was handed out");
+                prop_assert!(cells.insert(toy.alloc(kind, *bytes)), "a live cell was allocated again");
             }
             let young = !round.whole && !first;
             first = false;
@@ -61,7 +61,7 @@ proptest! {
             unsafe { toy.runs.for_each_unallocated(&toy.space, &mut |cell| {
                 unallocated += usize::from(toy.space.is_marked(cell));
             }) };
-            prop_assert_eq!(unallocated, 0, "the rest of a run is old");
+            prop_assert_eq!(unallocated, 0, "the tail of a run is marked");
             let roots = kept(&cells, &old, round.keep);
             let marked = toy.mark(&roots);
             prop_assert_eq!(marked.cells as usize, roots.len() - old.len());

@@ -37,7 +37,7 @@ impl Graph<'_> {
             let found = self.objects.iter().find(|(_, o)| o.stamp == stamp);
             let Some(number) = found.map(|(number, _)| *number) else {
                 return Err(format!(
-                    "a finalizer came with {address:#x}, which was none's"
+                    "a finalizer came with {address:#x}, which has no finalizer in the model"
                 ));
             };
             self.take(number);

@@ -148,7 +148,7 @@ impl<'w> Graph<'w> {
             return Ok(());
         }
         Err(format!(
-            "the cell at {:#x} ({} words, {:?}) is not what it was: its stamp is {found:#x}, not {:#x}",
+            "the cell at {:#x} ({} words, {:?}) was overwritten: its stamp is {found:#x}, not {:#x}",
             object.address, object.words, self.world.kinds[object.shape].1, object.stamp
         ))
     }
@@ -273,7 +273,7 @@ impl<'w> Graph<'w> {
             && self.reachable()?.contains(&other)
         {
             return Err(format!(
-                "the new cell at {address:#x} lies over the living one at {:#x}",
+                "the new cell at {address:#x} overlaps the living cell at {:#x}",
                 self.objects[&other].address
             ));
         }
