@@ -11,7 +11,6 @@ use super::local::{LocalAllocator, OwnedSpan};
 use super::review::REFILL_PIECE;
 use super::run::{RUN_BYTES, Refill, Run};
 use crate::error::AllocError;
-use crate::fault::{Fault, planted};
 use crate::heap::{Class, GRANULE, PAGE, Site, Space, Unreported, take_first_run};
 use crate::memory::prefetch::prefetch;
 
@@ -219,7 +218,7 @@ fn install_holes(
     space.note_bits(span + word * 64 * GRANULE / PAGE);
     let start = space.base() + span * PAGE + word * 64 * GRANULE;
     // SAFETY: this mutator owns the span.
-    if unsafe { !(*space.records().at(span)).flags.as_is() } && !planted(Fault::NoClear) {
+    if unsafe { !(*space.records().at(span)).flags.as_is() } && seam::clears() {
         let mut left = bits;
         while left != 0 {
             let hole = take_first_run(&mut left, class.stride());
@@ -228,14 +227,14 @@ fn install_holes(
             unsafe { std::ptr::write_bytes(at as *mut u8, 0, hole.count_ones() as usize * size) };
         }
     }
-    if space.is_marking() && !planted(Fault::WhiteRuns) {
+    if space.is_marking() && seam::marks() {
         space
             .marked_bits()
             .span(span, class)
             .set_in_word(word, bits);
         space.note_allocated_black_in_word(span, word, bits);
     }
-    if !planted(Fault::NoRunBits) {
+    if seam::sets_allocated_bits() {
         let allocated = space.allocated_bits().span(span, class);
         allocated.set_in_word_alone(word, bits);
     }
@@ -265,7 +264,7 @@ fn install(
     // SAFETY: this mutator owns the span, and the cells are free: their bits are clear, so no other
     // thread has them.
     unsafe {
-        if !(*space.records().at(span)).flags.as_is() && !planted(Fault::NoClear) {
+        if !(*space.records().at(span)).flags.as_is() && seam::clears() {
             std::ptr::write_bytes(start as *mut u8, 0, bytes);
         }
     }
@@ -273,11 +272,11 @@ fn install(
     // marked cells of a page. They are set before the allocated bits: a stale word that names one
     // of the cells then finds it black as soon as it finds it at all, and no marker follows the
     // cell while the mutator writes it.
-    if space.is_marking() && !planted(Fault::WhiteRuns) {
+    if space.is_marking() && seam::marks() {
         space.marked_bits().span(span, class).set_cells(from, to);
         space.note_allocated_black(span, class, from, to);
     }
-    if !planted(Fault::NoRunBits) {
+    if seam::sets_allocated_bits() {
         space
             .allocated_bits()
             .span(span, class)
@@ -287,4 +286,20 @@ fn install(
         cursor: start,
         limit: start + bytes,
     };
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    pub(super) fn clears() -> bool {
+        !Fault::NoClear.planted()
+    }
+
+    pub(super) fn marks() -> bool {
+        !Fault::WhiteRuns.planted()
+    }
+
+    pub(super) fn sets_allocated_bits() -> bool {
+        !Fault::NoRunBits.planted()
+    }
 }
