@@ -29,7 +29,6 @@ use std::sync::atomic::Ordering;
 
 use super::local::{LocalAllocator, OwnedSpan};
 use super::run::Run;
-use crate::fault::{Fault, planted};
 use crate::heap::Space;
 
 /// A run is stale after this many swaps since its last refill.
@@ -111,11 +110,11 @@ impl LocalAllocator {
             };
             // SAFETY: as in `site_after`.
             let refilled = unsafe { (*self.owned.at(site)).refilled };
-            if space.swap_now().wrapping_sub(refilled) < STALE || planted(Fault::StaleRunsKept) {
+            if space.swap_now().wrapping_sub(refilled) < STALE || !seam::reviews() {
                 after = site as u32 + 1;
                 continue;
             }
-            if !planted(Fault::StaleRunsUnlistedOnly) {
+            if seam::gives_back() {
                 self.give_run_back(space, site);
             }
             self.leave(after, site);
@@ -182,5 +181,18 @@ impl LocalAllocator {
             let entry = space.sites.at(site);
             space.lists(entry).partial.push(space.records(), span);
         }
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    pub(super) fn reviews() -> bool {
+        !Fault::StaleRunsKept.planted()
+    }
+
+    /// Gives back what leaves the list.
+    pub(super) fn gives_back() -> bool {
+        !Fault::StaleRunsUnlistedOnly.planted()
     }
 }
