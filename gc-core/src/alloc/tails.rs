@@ -3,7 +3,6 @@
 
 use super::local::LocalAllocator;
 use super::run::Run;
-use crate::fault::{Fault, planted};
 use crate::heap::{Class, GRANULE, PAGE, Space};
 use crate::marked::Marked;
 
@@ -96,10 +95,10 @@ impl LocalAllocator {
             };
             let marked = space.marked_bits().span(tail.span, tail.class);
             marked.set_cells(tail.from, tail.to);
-            if tail.holes != 0 && !planted(Fault::WhiteHoles) {
+            if tail.holes != 0 && seam::marks_holes() {
                 marked.set_in_word(tail.word, tail.holes);
             }
-            if !planted(Fault::OldTails) {
+            if seam::notes_tails() {
                 space.note_allocated_black(tail.span, tail.class, tail.from, tail.to);
                 space.note_allocated_black_in_word(tail.span, tail.word, tail.holes);
             }
@@ -139,10 +138,27 @@ impl LocalAllocator {
     pub(crate) unsafe fn keep_owned(&self, space: &Space) {
         for site in self.sites() {
             if let Some(span) = (self.owned_span(site) as usize).checked_sub(1)
-                && !planted(Fault::OwnedUnkept)
+                && seam::keeps_marks()
             {
                 space.keep_span(span, space.sites.at(site).class());
             }
         }
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    pub(super) fn marks_holes() -> bool {
+        !Fault::WhiteHoles.planted()
+    }
+
+    /// Notes the tails as allocated black.
+    pub(super) fn notes_tails() -> bool {
+        !Fault::OldTails.planted()
+    }
+
+    pub(super) fn keeps_marks() -> bool {
+        !Fault::OwnedUnkept.planted()
     }
 }
