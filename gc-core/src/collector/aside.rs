@@ -20,7 +20,6 @@ use core::sync::atomic::Ordering;
 
 use gc_preempt::{Stopped, StoppedMutator};
 
-use crate::fault::{Fault, planted};
 use crate::mark::Marker;
 use crate::mutator::record::{Context, context_of};
 use crate::mutator::shared::Shared;
@@ -44,7 +43,7 @@ pub(super) fn set_aside(shared: &Shared) -> bool {
     // If the mutators that are aside were scanned in a stop, no pass beside the mutators has found
     // threads that have ended.
     let mut from = Some(usize::MAX);
-    while let Some(at) = from.filter(|_| !planted(Fault::AsideUnburied)) {
+    while let Some(at) = from.filter(|_| seam::forgets_the_ended()) {
         from = shared.world.for_each_aside(at, BURIED, |_| ());
     }
     let mut lowered = false;
@@ -52,7 +51,7 @@ pub(super) fn set_aside(shared: &Shared) -> bool {
         let Some(context) = context_of(mutator) else {
             return false;
         };
-        if planted(Fault::IdleSpansKept) {
+        if !seam::gives_runs_back() {
             return false;
         }
         // Relaxed: its thread stands still. A record without a place in the heap's list is not
@@ -82,7 +81,7 @@ pub(super) fn scan_piece(
 ) -> Option<usize> {
     shared.world.for_each_aside(from, PIECE, |mutator| {
         if let Some(context) = context_of(mutator)
-            && !planted(Fault::AsideUnscanned)
+            && seam::scans()
         {
             scan(shared, context, mutator, scanner);
         }
@@ -134,11 +133,11 @@ pub(crate) unsafe fn back(data: *mut (), mutator: &StoppedMutator<'_>) {
     let shared = &*context.shared;
     // Relaxed: it changes in stops of the world only, so not while the registry lock is held.
     let marking = shared.marking.load(Ordering::Relaxed);
-    if !planted(Fault::BackUnmarked) {
+    if seam::writes_the_flag() {
         // Relaxed: the mutator's thread goes on after the registry lock is released.
         context.marking.store(marking, Ordering::Relaxed);
     }
-    if marking != IDLE && !planted(Fault::BackUnscanned) {
+    if marking != IDLE && seam::scans_at_its_return() {
         let mut marker = Marker::new(&shared.space, &shared.queue, &shared.weak);
         let mut scanner = Scanner::new(&shared.space, &shared.encodings, &mut marker, None);
         scan(shared, context, mutator, &mut scanner);
@@ -149,4 +148,30 @@ pub(crate) unsafe fn back(data: *mut (), mutator: &StoppedMutator<'_>) {
     // A signal handler of the host may wait inside `blocking` that has interrupted a restart range
     // of the barrier. The range begins anew, since the flag may have changed.
     mutator.walk(&mut Unscanned);
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    /// Forgets the mutators whose threads have ended.
+    pub(super) fn forgets_the_ended() -> bool {
+        !Fault::AsideUnburied.planted()
+    }
+
+    /// A mutator that is set aside gives its runs back.
+    pub(super) fn gives_runs_back() -> bool {
+        !Fault::IdleSpansKept.planted()
+    }
+
+    pub(super) fn scans() -> bool {
+        !Fault::AsideUnscanned.planted()
+    }
+
+    pub(super) fn writes_the_flag() -> bool {
+        !Fault::BackUnmarked.planted()
+    }
+
+    pub(super) fn scans_at_its_return() -> bool {
+        !Fault::BackUnscanned.planted()
+    }
 }
