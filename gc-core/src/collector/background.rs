@@ -5,7 +5,6 @@ use core::time::Duration;
 use std::time::Instant;
 
 use super::state::State;
-use crate::fault::{Fault, planted};
 use crate::heap::{CHUNK_PAGES, PAGE, ScavengePace};
 
 /// Prefaults memory that mutators will use soon, unless a collection is wanted. Outside of stops.
@@ -66,7 +65,7 @@ impl Idle {
 
     /// Is a collection due?
     pub(super) fn is_due(&self) -> bool {
-        !planted(Fault::NeverIdle) && self.after.is_some_and(|after| self.last.elapsed() >= after)
+        seam::collects_when_idle() && self.after.is_some_and(|after| self.last.elapsed() >= after)
     }
 
     /// A collection has ended.
@@ -109,7 +108,7 @@ impl Default for Surplus {
 
 impl Surplus {
     pub(super) fn give_back(&mut self, state: &State) {
-        if planted(Fault::HoardsMemory) {
+        if !seam::gives_back() {
             return;
         }
         let space = &state.space;
@@ -127,23 +126,14 @@ impl Surplus {
         };
         self.allocated = allocated;
         let goal = state.pace.goal();
-        let growth = self.pace.growth(newly, now);
-        let growth = if planted(Fault::GoalKept) {
-            goal
-        } else {
-            growth
-        };
+        let growth = seam::growth(self.pace.growth(newly, now), goal);
         let need = goal
             .saturating_add(goal / 10)
             .min(used.saturating_add(growth));
         // At most what the memory limit leaves.
         let limit = state.pace.memory_limit();
         let need = need.max(self.pace.need(peak, now)).min(limit);
-        let touched = if planted(Fault::TouchedGivenBack) {
-            0
-        } else {
-            space.pre_touched
-        };
+        let touched = seam::kept(space.pre_touched);
         let keep = need.max(touched).saturating_sub(used);
         // A heap that needs no more than it has may lose parts of chunks, down to a reserve of a
         // sixteenth: less than that is not worth splitting chunks. The free memory of a heap that
@@ -173,5 +163,35 @@ impl Surplus {
             most = most.saturating_sub(bytes);
         }
         self.patience = Some(self.pace.patience());
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    pub(super) fn collects_when_idle() -> bool {
+        !Fault::NeverIdle.planted()
+    }
+
+    pub(super) fn gives_back() -> bool {
+        !Fault::HoardsMemory.planted()
+    }
+
+    /// Bytes that the heap may grow by: as it has grown lately, whatever its goal is.
+    pub(super) fn growth(lately: u64, goal: u64) -> u64 {
+        if Fault::GoalKept.planted() {
+            goal
+        } else {
+            lately
+        }
+    }
+
+    /// Bytes that never go back.
+    pub(super) fn kept(pre_touched: u64) -> u64 {
+        if Fault::TouchedGivenBack.planted() {
+            0
+        } else {
+            pre_touched
+        }
     }
 }
