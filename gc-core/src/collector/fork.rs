@@ -22,13 +22,12 @@ use std::sync::Arc;
 use gc_preempt::ForkHooks;
 
 use super::state::State;
-use crate::fault::{Fault, planted};
 use crate::mutator::record::Context;
 use crate::weak::IDLE;
 
 /// Sets the fork hooks of the heap, which hold for as long as it lives.
 pub(crate) fn enrol(state: &Arc<State>) {
-    if planted(Fault::NoForkHandlers) {
+    if !seam::has_handlers() {
         return;
     }
     let data = Arc::as_ptr(state).cast_mut().cast();
@@ -85,7 +84,7 @@ unsafe fn child(data: *mut ()) {
             }
             // Such a context is never freed: its thread is gone.
             if let Some(gone) = contexts.take(at)
-                && !planted(Fault::ReserveLostInChild)
+                && seam::gives_reserves_back()
             {
                 state
                     .space
@@ -105,13 +104,13 @@ unsafe fn child(data: *mut ()) {
 /// # Safety
 /// In the child's hook; `kept` is the context of the only thread, if that is attached.
 unsafe fn abandon_cycle(state: &State, kept: Option<&Context>) {
-    if planted(Fault::CycleGoesOnInChild) {
+    if !seam::abandons_cycle() {
         return;
     }
     // Relaxed: there is one thread.
     state.marking.store(IDLE, Ordering::Relaxed);
     state.clearing.store(false, Ordering::Relaxed);
-    if !planted(Fault::UnjudgedInChild) {
+    if seam::ends_clearing() {
         state.weak.end_clearing(&state.space);
     }
     if let Some(context) = kept {
@@ -126,4 +125,25 @@ unsafe fn abandon_cycle(state: &State, kept: Option<&Context>) {
     unsafe { state.queue.forget() };
     state.space.abandon_marking();
     state.pace.abandoned();
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    pub(super) fn has_handlers() -> bool {
+        !Fault::NoForkHandlers.planted()
+    }
+
+    /// In the child, those of the threads that are gone.
+    pub(super) fn gives_reserves_back() -> bool {
+        !Fault::ReserveLostInChild.planted()
+    }
+
+    pub(super) fn abandons_cycle() -> bool {
+        !Fault::CycleGoesOnInChild.planted()
+    }
+
+    pub(super) fn ends_clearing() -> bool {
+        !Fault::UnjudgedInChild.planted()
+    }
 }
