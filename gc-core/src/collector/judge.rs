@@ -24,7 +24,6 @@ use core::sync::atomic::Ordering;
 
 use super::cycle::Cycle;
 use super::phase::Phase;
-use crate::fault::{Fault, planted};
 use crate::mark::Marker;
 use crate::weak::{JUDGING, JUDGING_LONG, Stage};
 
@@ -44,13 +43,7 @@ const CELLS_BESIDE: usize = 1024;
 
 impl Cycle<'_, '_> {
     pub(super) fn clear_weak(&mut self) -> Phase {
-        if planted(Fault::CondemnFirst) {
-            self.queue_for_drop();
-        }
-        if planted(Fault::FinalizersFirst) {
-            self.enqueue_dead();
-            self.trace();
-        }
+        seam::before_clearing(self);
         self.clear(Stage::Short);
         Phase::Resurrect
     }
@@ -120,7 +113,7 @@ impl Cycle<'_, '_> {
         self.pieces(|cycle, most| {
             let marker: &mut Marker<'_> = &mut cycle.marker;
             finalizers.keep_piece(most, |cell, _| {
-                if !planted(Fault::NoResurrection)
+                if seam::keeps_finalizable()
                     && let Some(cell) = space.resolve(cell)
                 {
                     marker.cell(cell);
@@ -185,7 +178,7 @@ impl Cycle<'_, '_> {
             || !self.state.concurrent
             || !is_long
             || walks
-            || planted(Fault::JudgedInStop)
+            || !seam::lets_mutators_run()
         {
             return;
         }
@@ -202,5 +195,29 @@ impl Cycle<'_, '_> {
         self.marker.publish();
         self.resume();
         self.stress.parted();
+    }
+}
+
+mod seam {
+    use super::Cycle;
+    use crate::fault::Fault;
+
+    /// Nothing is queued, and nothing is resurrected, before short weak words are cleared.
+    pub(super) fn before_clearing(cycle: &mut Cycle<'_, '_>) {
+        if Fault::CondemnFirst.planted() {
+            cycle.queue_for_drop();
+        }
+        if Fault::FinalizersFirst.planted() {
+            cycle.enqueue_dead();
+            cycle.trace();
+        }
+    }
+
+    pub(super) fn keeps_finalizable() -> bool {
+        !Fault::NoResurrection.planted()
+    }
+
+    pub(super) fn lets_mutators_run() -> bool {
+        !Fault::JudgedInStop.planted()
     }
 }
