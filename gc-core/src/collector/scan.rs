@@ -1,7 +1,6 @@
 //! `Scan`: stop 1. It leaves some of the roots to be scanned beside the mutators.
 
 use core::sync::atomic::Ordering;
-use core::time::Duration;
 use std::time::Instant;
 
 use gc_preempt::StoppedMutator;
@@ -10,7 +9,6 @@ use super::aside;
 use super::beside::Beside;
 use super::cycle::Cycle;
 use super::phase::Phase;
-use crate::fault::{Fault, planted};
 use crate::mark::old::Old;
 use crate::mutator::record::context_of;
 use crate::roots::{Scanner, Unscanned};
@@ -32,9 +30,7 @@ impl Cycle<'_, '_> {
         self.state.world.warm_up_walks();
         self.stop();
         let begun = Instant::now();
-        if planted(Fault::PrintInStop) {
-            drop(std::io::stdout().lock());
-        }
+        seam::in_the_stop();
         let state = self.state;
         if state.requests.take_spans_wanted() || state.space.is_short() {
             self.take_idle_spans();
@@ -71,7 +67,7 @@ impl Cycle<'_, '_> {
         // and neither counts nor follows it.
         for mutator in stopped.mutators() {
             if let Some(context) = context_of(&mutator)
-                && !planted(Fault::WhiteTails)
+                && seam::blackens_tails()
             {
                 // SAFETY: the runs are those of a stopped mutator of this heap.
                 let tails = unsafe { context.local.blacken_tails(&state.space) };
@@ -90,7 +86,7 @@ impl Cycle<'_, '_> {
             };
             scanner.scanned.frames += frames;
             if let Some(context) = context
-                && !planted(Fault::HandlesUnscanned)
+                && seam::scans_handles()
             {
                 beside.snapshot(context, number, &mut scanner, verify);
             }
@@ -102,11 +98,8 @@ impl Cycle<'_, '_> {
         scanner.tables(&state.roots);
         beside.words += state
             .roots
-            .snapshot(aside != 0 && !planted(Fault::RootsEndEarly));
-        // Not a planted fault: threads that are no mutators have time to change roots.
-        if planted(Fault::SlowRoots) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+            .snapshot(aside != 0 && seam::scans_later_roots());
+        seam::delay();
         if let Some(verify) = verify {
             for (number, mutator) in stopped.aside().enumerate() {
                 scanner.source(Source::Aside(number));
@@ -145,7 +138,7 @@ impl Cycle<'_, '_> {
     /// that it ever used.
     pub(super) fn take_idle_spans(&mut self) {
         let state = self.state;
-        if planted(Fault::IdleSpansKept) {
+        if !seam::takes_idle_spans() {
             return;
         }
         let blocked = self.stop().mutators().filter(StoppedMutator::is_blocked);
@@ -159,7 +152,7 @@ impl Cycle<'_, '_> {
     /// In the stop, before anything is marked: runs that mutators inside `blocking` no longer
     /// refill go back (`alloc/review.rs`).
     pub(super) fn review_idle(&mut self) {
-        if planted(Fault::IdleSpansKept) {
+        if !seam::takes_idle_spans() {
             return;
         }
         let space = &self.state.space;
@@ -197,7 +190,7 @@ impl Cycle<'_, '_> {
         // SeqCst, the heap's before the records': pairs with the second load of a thread that
         // attaches meanwhile (`Mutator::attach`). All other threads see it through their resume.
         self.state.marking.store(mode, Ordering::SeqCst);
-        if mode != IDLE && planted(Fault::StoresUnlogged) {
+        if !seam::tells_mutators(mode) {
             return;
         }
         for mutator in self.stop().mutators() {
@@ -210,5 +203,46 @@ impl Cycle<'_, '_> {
                 context.marking.store(mode, Ordering::SeqCst);
             }
         }
+    }
+}
+
+mod seam {
+    use core::time::Duration;
+
+    use crate::fault::Fault;
+    use crate::weak::IDLE;
+
+    pub(super) fn in_the_stop() {
+        if Fault::PrintInStop.planted() {
+            drop(std::io::stdout().lock());
+        }
+    }
+
+    pub(super) fn blackens_tails() -> bool {
+        !Fault::WhiteTails.planted()
+    }
+
+    pub(super) fn scans_handles() -> bool {
+        !Fault::HandlesUnscanned.planted()
+    }
+
+    /// Scans the roots that are made while stacks are still to be scanned.
+    pub(super) fn scans_later_roots() -> bool {
+        !Fault::RootsEndEarly.planted()
+    }
+
+    /// Not a planted fault: threads that are no mutators have time to change roots.
+    pub(super) fn delay() {
+        if Fault::SlowRoots.planted() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    pub(super) fn takes_idle_spans() -> bool {
+        !Fault::IdleSpansKept.planted()
+    }
+
+    pub(super) fn tells_mutators(mode: u32) -> bool {
+        mode == IDLE || !Fault::StoresUnlogged.planted()
     }
 }
