@@ -6,7 +6,6 @@ use core::time::Duration;
 use super::aside;
 use super::cycle::{Accounts, Cycle};
 use super::phase::Phase;
-use crate::fault::{Fault, planted};
 use crate::mutator::record::context_of;
 use crate::pacer;
 use crate::weak::IDLE;
@@ -76,7 +75,7 @@ impl Cycle<'_, '_> {
             interval,
             forced: self.forced,
         });
-        if state.poison && !planted(Fault::Unpoisoned) {
+        if state.poison && seam::poisons() {
             state.space.poison_dead();
         }
         state.space.swap(self.stats.young, young_next);
@@ -128,9 +127,7 @@ impl Cycle<'_, '_> {
             };
             mutators += 1;
             self.trim_handles |= context.handles.lower();
-            if planted(Fault::RunsTakenBack) {
-                context.local.retire(&state.space);
-            }
+            seam::leave_runs(context, &state.space);
             if young_next {
                 // SAFETY: the runs are those of a stopped mutator of this heap.
                 unsafe { context.local.keep_owned(&state.space) };
@@ -147,10 +144,7 @@ impl Cycle<'_, '_> {
         let space = &state.space;
         self.trim_handles |= aside::set_aside(state);
         state.trim_tables(self.trim_handles);
-        // Not a planted fault: leaves the sweeping to mutators.
-        if planted(Fault::LateSweep) {
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        seam::delay();
         for table in [&state.finalizers, &state.drops] {
             table.trim();
         }
@@ -161,5 +155,31 @@ impl Cycle<'_, '_> {
             self.rest();
         }
         Phase::Idle
+    }
+}
+
+mod seam {
+    use core::time::Duration;
+
+    use crate::fault::Fault;
+    use crate::heap::Space;
+    use crate::mutator::record::Context;
+
+    pub(super) fn poisons() -> bool {
+        !Fault::Unpoisoned.planted()
+    }
+
+    /// Leaves a stopped mutator's runs alone.
+    pub(super) fn leave_runs(context: &Context, space: &Space) {
+        if Fault::RunsTakenBack.planted() {
+            context.local.retire(space);
+        }
+    }
+
+    /// Not a planted fault: leaves the sweeping to mutators.
+    pub(super) fn delay() {
+        if Fault::LateSweep.planted() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 }
