@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use super::cycle::{Accounts, Cycle};
 use super::phase::Phase;
-use crate::fault::{Fault, planted};
 use crate::mutator::record::context_of;
 use crate::roots;
 
@@ -151,7 +150,7 @@ impl Cycle<'_, '_> {
         let end = self.stop().stopped_at() + bound;
         // A mutator in an assist had the last cells, which may lead to half of the heap, and has
         // put them into the queue for the stop.
-        if mutators_ran && !self.state.queue.is_empty() && !planted(Fault::StopTracesOn) {
+        if mutators_ran && !self.state.queue.is_empty() && seam::lets_mutators_run() {
             self.resume();
             return Phase::Mark;
         }
@@ -159,13 +158,13 @@ impl Cycle<'_, '_> {
             return self.mark_on();
         }
         self.mark_ready();
-        if !planted(Fault::LogsLeft) {
+        if seam::takes_logs() {
             self.take_logs();
         }
         if !self.state.concurrent {
             // Threads that are no mutators run in a stop, and log the roots that they remove before
             // the stop has scanned them.
-            while !planted(Fault::RootsLoggedInVain) && self.take_log(LOG_PIECE) != 0 {}
+            while seam::takes_the_heaps_log() && self.take_log(LOG_PIECE) != 0 {}
             self.marker.drain();
             return self.after;
         }
@@ -221,5 +220,22 @@ impl Cycle<'_, '_> {
             }
             context.reset_log();
         }
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    /// Lets mutators run again where one of them has put down much work.
+    pub(super) fn lets_mutators_run() -> bool {
+        !Fault::StopTracesOn.planted()
+    }
+
+    pub(super) fn takes_logs() -> bool {
+        !Fault::LogsLeft.planted()
+    }
+
+    pub(super) fn takes_the_heaps_log() -> bool {
+        !Fault::RootsLoggedInVain.planted()
     }
 }
