@@ -33,7 +33,6 @@ use super::size_classes::{MAX_SMALL, PAGE, TABLE};
 use super::span_lists::{Site, SiteEntry, SiteTable, Swaps};
 use crate::encoding::Encoding;
 use crate::error::{SiteError, SpaceError};
-use crate::fault::{Fault, planted};
 use crate::kind::{Kind, KindError, KindId, Kinds, MAX_KINDS};
 use crate::limits::{MAX_ENCODINGS, MAX_RESERVE, MIN_HARD_LIMIT, MIN_RESERVE};
 use crate::memory::prefetch::prefetch;
@@ -231,7 +230,7 @@ impl Space {
         if pre_touch != 0 {
             prefault.pre_touch(&range, pre_touch as usize / PAGE);
         }
-        let spare = usize::from(config.past_the_end && !planted(Fault::NoSpareByte));
+        let spare = usize::from(config.past_the_end && seam::has_spare_byte());
         Ok(Space {
             range,
             _counted: Counted::new(),
@@ -354,10 +353,7 @@ impl Space {
     /// The encodings that a conservative word is decoded by.
     #[inline(always)]
     pub fn encodings(&self) -> &[Encoding] {
-        if planted(Fault::NoDecoding) {
-            return &[Encoding::RAW];
-        }
-        &self.encodings[..self.encoding_count]
+        seam::encodings(&self.encodings[..self.encoding_count])
     }
 
     /// Whether a collection marks. New cells are then allocated black.
@@ -382,14 +378,9 @@ impl Space {
             } => {
                 let class = &TABLE[class];
                 let in_span = distance * PAGE + offset % PAGE;
-                let mut index = class.index_of(in_span);
-                if planted(Fault::InteriorOffByOne) && in_span != index * class.size as usize {
-                    index += 1;
-                }
+                let index = seam::index_of(class, in_span);
                 let base = offset - in_span + index * class.size as usize;
-                if index < class.cells as usize
-                    && (self.allocated_bits().test(base) || planted(Fault::NoAllocatedBit))
-                {
+                if index < class.cells as usize && seam::is_allocated(self, base) {
                     Some(Cell {
                         base: self.range.base + base,
                         size: class.size as usize,
@@ -505,7 +496,7 @@ impl Space {
             .map(|site| self.lists(self.sites.at(site)))
             .collect();
         let large = self.lock_large();
-        let early = planted(Fault::PagesBeforeBacking).then(|| self.page_runs.lock());
+        let early = seam::lock_early(&self.page_runs);
         let backing = self.prefault.lock_for_fork();
         let page_runs = early.unwrap_or_else(|| self.page_runs.lock());
         (rearranging, making, kinds, sites, large, backing, page_runs)
@@ -531,7 +522,7 @@ impl Space {
             }
             let mut link = lists.all;
             while let Some(span) = (link as usize).checked_sub(1) {
-                if link != own && !listed.contains(&span) && !planted(Fault::SpansLostInChild) {
+                if link != own && !listed.contains(&span) && seam::lists_spans_of_the_gone() {
                     lists.full.push(self.records(), span);
                 }
                 // SAFETY: chain links belong to the site's lock.
@@ -612,5 +603,55 @@ impl Space {
         self.page_runs
             .lock()
             .give(&self.range.records, &self.range.dirty, first, pages);
+    }
+}
+
+mod seam {
+    use gc_preempt::{Mutex, MutexGuard};
+
+    use super::Space;
+    use crate::encoding::Encoding;
+    use crate::fault::Fault;
+    use crate::heap::page_runs::PageRuns;
+    use crate::heap::size_classes::Class;
+
+    pub(super) fn has_spare_byte() -> bool {
+        !Fault::NoSpareByte.planted()
+    }
+
+    #[inline(always)]
+    pub(super) fn encodings(configured: &[Encoding]) -> &[Encoding] {
+        if Fault::NoDecoding.planted() {
+            &[Encoding::RAW]
+        } else {
+            configured
+        }
+    }
+
+    /// The cell of a span of this class that byte `in_span` of the span lies in.
+    #[inline(always)]
+    pub(super) fn index_of(class: &Class, in_span: usize) -> usize {
+        let index = class.index_of(in_span);
+        if Fault::InteriorOffByOne.planted() && in_span != index * class.size as usize {
+            return index + 1;
+        }
+        index
+    }
+
+    #[inline(always)]
+    pub(super) fn is_allocated(space: &Space, offset: usize) -> bool {
+        space.allocated_bits().test(offset) || Fault::NoAllocatedBit.planted()
+    }
+
+    /// The lock of the free page runs, which comes last in a fork.
+    #[inline(always)]
+    pub(super) fn lock_early(page_runs: &Mutex<PageRuns>) -> Option<MutexGuard<'_, PageRuns>> {
+        let is_early = Fault::PagesBeforeBacking.planted();
+        is_early.then(|| page_runs.lock())
+    }
+
+    /// In the child, puts the spans that threads of the parent owned into lists.
+    pub(super) fn lists_spans_of_the_gone() -> bool {
+        !Fault::SpansLostInChild.planted()
     }
 }
