@@ -12,7 +12,6 @@ use super::super::size_classes::{GRANULE, PAGE};
 use super::super::span_lists::check;
 use super::{Cell, NEVER_TAKEN, Space};
 use crate::error::AllocError;
-use crate::fault::{Fault, planted};
 use crate::kind::KindId;
 use crate::marked::BYTES_A_CELL;
 
@@ -32,7 +31,7 @@ impl Space {
         let pages = self.sites.room(bytes).div_ceil(PAGE).max(1);
         if let Some(limit) = self.hard_limit
             && pages > limit as usize / PAGE
-            && !planted(Fault::TooLargeCollects)
+            && seam::refuses_at_once()
         {
             return Err(AllocError::HeapLimit { limit, bytes });
         }
@@ -82,11 +81,7 @@ impl Space {
         let LargeReservation {
             first, pages, kind, ..
         } = large;
-        if planted(Fault::PublishFirst) {
-            self.allocated_bits().set(first * PAGE);
-            self.page_table().set(first, Page::Large { distance: 0 });
-            (0..1000).for_each(|_| std::hint::spin_loop());
-        }
+        seam::before_the_record(self, first);
         // SAFETY: the pages were taken for this reservation, which owns their records.
         unsafe { (*self.records().at(first)).kind = kind.0 };
         if self.kinds.get(kind).tag.is_followed() {
@@ -94,7 +89,7 @@ impl Space {
         }
         self.note_bits(first);
         self.allocated_bits().set(first * PAGE);
-        if self.is_marking() && !planted(Fault::WhiteRuns) {
+        if self.is_marking() && seam::marks() {
             self.marked_bits().set(first * PAGE);
             self.allocated_black.note_range(first * PAGE / GRANULE, 1);
         }
@@ -227,5 +222,27 @@ impl Space {
             self.count_swept();
         }
         true
+    }
+}
+
+mod seam {
+    use super::{PAGE, Page, Space};
+    use crate::fault::Fault;
+
+    pub(super) fn refuses_at_once() -> bool {
+        !Fault::TooLargeCollects.planted()
+    }
+
+    /// Nothing is published before the record of the first page is written.
+    pub(super) fn before_the_record(space: &Space, first: usize) {
+        if Fault::PublishFirst.planted() {
+            space.allocated_bits().set(first * PAGE);
+            space.page_table().set(first, Page::Large { distance: 0 });
+            (0..1000).for_each(|_| std::hint::spin_loop());
+        }
+    }
+
+    pub(super) fn marks() -> bool {
+        !Fault::WhiteRuns.planted()
     }
 }
