@@ -7,7 +7,6 @@ use super::budget::Budget;
 use super::queue::{LocalQueue, MarkQueue};
 use super::work_item::{PART, WorkItem};
 use crate::encoding::Encoding;
-use crate::fault::{Fault, planted};
 use crate::follow::follow;
 use crate::heap::{Bitmap, CLASS_TABLE, GRANULE, PAGE, Page, Space};
 use crate::kind::{KindId, Tag};
@@ -171,7 +170,7 @@ impl<'a> Core<'a> {
     #[inline(never)]
     fn overflow(&mut self, item: WorkItem) {
         // The bits come first: the marker that takes the flag looks for them.
-        if !planted(Fault::FlagBeforeBits) {
+        if seam::sets_bits_first() {
             self.flush();
         }
         self.local.queue().flag(item.offset() / PAGE);
@@ -302,7 +301,7 @@ impl<'a> Core<'a> {
             && item.has_parts()
             && match descriptor.tag {
                 Tag::Array | Tag::Conservative | Tag::Ephemeron => true,
-                Tag::Words => !planted(Fault::WordsWhole),
+                Tag::Words => seam::parts_words(),
                 Tag::Leaf | Tag::Traced | Tag::Weak => false,
             }
         {
@@ -330,7 +329,7 @@ impl<'a> Core<'a> {
     /// were such pages.
     #[cold]
     pub(super) fn follow_flagged(&mut self) -> bool {
-        if planted(Fault::NoSecondLook) {
+        if !seam::follows_flagged() {
             return false;
         }
         let queue = self.local.queue();
@@ -347,12 +346,7 @@ impl<'a> Core<'a> {
     }
 
     pub(super) fn resolved(&mut self, address: usize) -> bool {
-        if planted(Fault::EndsAreBeginnings)
-            && let Some(before) = self.space.resolve(address.wrapping_sub(1))
-            && before.base + before.size == address
-        {
-            self.mark(before.base - self.base);
-        }
+        seam::at_an_end(self, address);
         self.space
             .resolve(address)
             .is_some_and(|cell| self.mark(cell.base - self.base))
@@ -390,5 +384,36 @@ impl Sink for Core<'_> {
     #[inline(always)]
     fn key_ahead(&mut self, word: usize, encoding: Encoding) {
         self.prefetch_key(word, encoding);
+    }
+}
+
+mod seam {
+    use super::Core;
+    use crate::fault::Fault;
+
+    /// Sets the bits before the page is flagged.
+    pub(super) fn sets_bits_first() -> bool {
+        !Fault::FlagBeforeBits.planted()
+    }
+
+    /// Follows large cells of this tag in parts.
+    #[inline(always)]
+    pub(super) fn parts_words() -> bool {
+        !Fault::WordsWhole.planted()
+    }
+
+    pub(super) fn follows_flagged() -> bool {
+        !Fault::NoSecondLook.planted()
+    }
+
+    /// The address of a cell's end does not name that cell.
+    #[inline(always)]
+    pub(super) fn at_an_end(core: &mut Core<'_>, address: usize) {
+        if Fault::EndsAreBeginnings.planted()
+            && let Some(before) = core.space.resolve(address.wrapping_sub(1))
+            && before.base + before.size == address
+        {
+            core.mark(before.base - core.base);
+        }
     }
 }
