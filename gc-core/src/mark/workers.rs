@@ -20,7 +20,6 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 
 use super::marker::Marker;
 use super::queue::MarkQueue;
-use crate::fault::{Fault, planted};
 use crate::heap::Space;
 use crate::marked::Marked;
 use crate::pacer;
@@ -99,7 +98,7 @@ impl<'h> Workers<'h> {
             if dry {
                 return !marker.core.wake_old();
             }
-            let little = marker.marked().cells < ENOUGH && !planted(Fault::WakesForLittle);
+            let little = marker.marked().cells < ENOUGH && seam::waits_for_enough();
             if self.helpers == 0 || little {
                 return false;
             }
@@ -110,7 +109,7 @@ impl<'h> Workers<'h> {
             marker.share_with_idle_workers();
             return false;
         }
-        if planted(Fault::ClosedOverWork) {
+        if !seam::waits_for_workers() {
             return true;
         }
         self.wait();
@@ -126,7 +125,7 @@ impl<'h> Workers<'h> {
     #[must_use]
     pub(crate) fn close(&mut self, marker: &mut Marker<'h>) -> bool {
         let state = &self.queue.workers;
-        if planted(Fault::ClosedOverWork) {
+        if !seam::waits_for_workers() {
             return true;
         }
         if !state.termination.close() {
@@ -289,6 +288,20 @@ fn work(space: &Space, queue: &MarkQueue, weak: &WeakWork, number: u32) {
     state
         .cpu
         .fetch_add(thread_cpu().saturating_sub(begun), Ordering::Relaxed);
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    /// Wakes no worker before it has marked enough itself.
+    pub(super) fn waits_for_enough() -> bool {
+        !Fault::WakesForLittle.planted()
+    }
+
+    /// Does not end marking while a worker has work.
+    pub(super) fn waits_for_workers() -> bool {
+        !Fault::ClosedOverWork.planted()
+    }
 }
 
 #[cfg(test)]
