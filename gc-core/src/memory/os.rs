@@ -25,7 +25,6 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::fault::{Fault, planted};
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use nix::sys::resource::{Resource, getrlimit};
@@ -166,7 +165,7 @@ impl Map {
 
     /// Addresses without memory. See the module's head.
     pub(crate) fn reserve(bytes: usize, before: Before) -> Result<Map, MapError> {
-        if planted(Fault::AllWritable) {
+        if !seam::only_reserves() {
             return Map::new(bytes);
         }
         let access = match before {
@@ -204,9 +203,7 @@ impl Map {
     /// called in a stop and under `no_preempt`.
     pub(crate) fn make_writable(&self, offset: usize, bytes: usize) -> Result<(), MapError> {
         debug_assert!(offset.is_multiple_of(PAGE) && offset + bytes <= self.bytes);
-        if planted(Fault::MemoryRefused) {
-            return Err(MapError::new(bytes, Errno::ENOMEM));
-        }
+        seam::before_access(bytes)?;
         // SAFETY: within the mapping, whose contents this does not change.
         unsafe {
             let first = NonNull::new_unchecked(self.base.as_ptr().add(offset));
@@ -254,7 +251,7 @@ impl Map {
     /// short. The kernel splits a huge page at once when a system page of it is advised to be cold
     /// (Linux 5.4 and later), unless another process has the huge page, too.
     pub(crate) fn split_huge_page(&self, offset: usize) {
-        if !planted(Fault::HugePagesUnsplit) {
+        if seam::splits_huge_pages() {
             self.advise(offset / PAGE * PAGE, PAGE, libc::MADV_COLD);
         }
     }
@@ -465,6 +462,30 @@ impl<T> Table<T> {
             self.map
                 .discard(first * size_of::<T>(), count * size_of::<T>())
         }
+    }
+}
+
+mod seam {
+    use nix::errno::Errno;
+
+    use super::MapError;
+    use crate::fault::Fault;
+
+    /// Reserves addresses that cannot be written.
+    pub(super) fn only_reserves() -> bool {
+        !Fault::AllWritable.planted()
+    }
+
+    /// Refuses nothing itself: only the system may.
+    pub(super) fn before_access(bytes: usize) -> Result<(), MapError> {
+        if Fault::MemoryRefused.planted() {
+            return Err(MapError::new(bytes, Errno::ENOMEM));
+        }
+        Ok(())
+    }
+
+    pub(super) fn splits_huge_pages() -> bool {
+        !Fault::HugePagesUnsplit.planted()
     }
 }
 
