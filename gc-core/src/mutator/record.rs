@@ -10,7 +10,6 @@ use std::sync::Arc;
 use gc_preempt::StoppedMutator;
 
 use crate::alloc::{LocalAllocator, Run};
-use crate::fault::{Fault, planted};
 use crate::finalize::{Finalizers, Registration};
 use crate::mark::Marker;
 use crate::mutator::handles::Handles;
@@ -137,7 +136,7 @@ impl Context {
     pub(crate) fn open_window(&self) {
         // Relaxed, here and below: a stop of this thread orders it, and the fences keep the
         // compiler from moving the cell's uses out of the window.
-        if !planted(Fault::NoWindow) {
+        if seam::opens_window() {
             self.window.store(1, Ordering::Relaxed);
         }
         compiler_fence(Ordering::SeqCst);
@@ -164,7 +163,7 @@ impl Context {
     /// stopped.
     pub(crate) fn is_exact(&self) -> bool {
         self.window.load(Ordering::Relaxed) == 0
-            && (self.holding.load(Ordering::Relaxed) == 0 || planted(Fault::DropsUnheld))
+            && seam::is_exact(self.holding.load(Ordering::Relaxed))
     }
 
     /// Keeps the thread's registration: from now on the collector finds this record.
@@ -230,7 +229,7 @@ impl Context {
     pub(crate) fn take_dead(&self, queue: &Finalizers) -> Option<Registration> {
         self.thread().no_preempt(|| {
             let entry = queue.next()?;
-            if !planted(Fault::TakenUnlogged) {
+            if seam::logs_taken() {
                 self.log(entry.cell);
             }
             Some(entry)
@@ -278,10 +277,7 @@ impl Context {
         let words = unsafe { core::slice::from_raw_parts(first, n) };
         // While words are being cleared, marks must not change. Only loads of long words fill the
         // log then, and the clearing ends soon.
-        while !shared.log.append(words) {
-            if planted(Fault::LogLost) {
-                break;
-            }
+        while !shared.log.append(words) && seam::keeps_the_log() {
             if self.marking.load(Ordering::Relaxed) != MARKING && shared.is_clearing() {
                 std::thread::yield_now();
                 continue;
@@ -304,7 +300,7 @@ impl Context {
         let mode = self.marking.load(Ordering::Relaxed);
         // A stop may have come since the weak load read the flag, and the next cycle begun: then
         // nothing is marked yet, and most targets live.
-        if mode <= MARKING && !planted(Fault::JudgedLate) {
+        if mode <= MARKING && seam::looks_again() {
             // SAFETY: forwarded. Acquire pairs with the release by which the cell was stored (each
             // store of the barrier is one on x86-64): a thread that loads a cell finds it
             // initialised.
@@ -353,5 +349,33 @@ impl Attached {
     pub(crate) unsafe fn context<'c>(&self) -> &'c Context {
         // SAFETY: by the contract.
         unsafe { &*self.as_ptr() }
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    #[inline(always)]
+    pub(super) fn opens_window() -> bool {
+        !Fault::NoWindow.planted()
+    }
+
+    /// Do handles name all cells of a thread that holds `depth` times what only its stack names?
+    pub(super) fn is_exact(depth: u32) -> bool {
+        depth == 0 || Fault::DropsUnheld.planted()
+    }
+
+    pub(super) fn logs_taken() -> bool {
+        !Fault::TakenUnlogged.planted()
+    }
+
+    /// Keeps the words for which the heap's log has no room.
+    pub(super) fn keeps_the_log() -> bool {
+        !Fault::LogLost.planted()
+    }
+
+    /// Looks again whether words are being cleared.
+    pub(super) fn looks_again() -> bool {
+        !Fault::JudgedLate.planted()
     }
 }
