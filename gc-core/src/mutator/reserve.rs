@@ -9,7 +9,6 @@
 use crate::config::{Config, default_reserve, default_reserve_within};
 use crate::encoding::{Encoding, Encodings};
 use crate::error::SpaceError;
-use crate::fault::{Fault, planted};
 use crate::finalize::Finalizers;
 use crate::heap::{GRANULE, Space, SpaceConfig, kinds_for, live_heaps};
 use crate::limits::MIN_RESERVE;
@@ -84,7 +83,7 @@ impl Memory {
             let any = default_reserve(mapped_bytes() as u64);
             let within = |limit| default_reserve_within(limit, live_heaps() as u64);
             let within = addresses()
-                .filter(|_| !planted(Fault::HalvesAlone) && !planted(Fault::NoAddressesLeft))
+                .filter(|_| seam::looks_at_the_limit())
                 .map_or(u64::MAX, within);
             any.min(within)
         };
@@ -102,7 +101,7 @@ impl Memory {
                 // A program that has not said how many addresses its cells take needs some for
                 // itself.
                 let left = wanted.map_or(reserve as usize / 2, |_| LEFT);
-                if !planted(Fault::NoAddressesLeft) {
+                if seam::leaves_addresses() {
                     Map::reserve(left, Before::Nothing)?;
                 }
                 Ok(memory)
@@ -122,12 +121,6 @@ impl Memory {
             queue.pre_touch(space.pre_touched);
         }
         let kinds = kinds_for(space.reserved().len() as u64);
-        // Not a planted fault: the tests of a full log need a small one.
-        let log = if planted(Fault::SmallLog) {
-            1024
-        } else {
-            sizes.log
-        };
         let verify = config.verify.then(|| Verify::new(&space));
         Ok(Memory {
             verify: verify.transpose()?,
@@ -135,12 +128,35 @@ impl Memory {
             encodings: Encodings::new()?,
             space,
             queue,
-            log: SharedLog::new(log)?,
+            log: SharedLog::new(seam::log(sizes.log))?,
             roots: Roots::new(sizes.handles)?,
             finalizers: Finalizers::new(sizes.finalizers)?,
             drops: Finalizers::new(sizes.finalizers)?,
             types: Types::new(kinds)?,
             contexts: Slab::new(sizes.mutators)?,
         })
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    /// Looks at the limit of addresses before it tries reserves.
+    pub(super) fn looks_at_the_limit() -> bool {
+        !Fault::HalvesAlone.planted() && leaves_addresses()
+    }
+
+    /// Leaves addresses to the program.
+    pub(super) fn leaves_addresses() -> bool {
+        !Fault::NoAddressesLeft.planted()
+    }
+
+    /// Not a planted fault: the tests of a full log need a small one.
+    pub(super) fn log(words: usize) -> usize {
+        if Fault::SmallLog.planted() {
+            1024
+        } else {
+            words
+        }
     }
 }
