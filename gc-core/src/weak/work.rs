@@ -9,7 +9,6 @@ use gc_preempt::{Mutex, MutexGuard};
 use super::modes::JUDGING_LONG;
 use super::slot::{WeakSlot, is_dead, is_dead_target, words_of};
 use super::waiting::Waiting;
-use crate::fault::{Fault, planted};
 use crate::heap::{GRANULE, Space};
 use crate::kind::{Descriptor, Tag};
 use crate::memory::MapError;
@@ -153,7 +152,7 @@ impl WeakWork {
 
     /// Calls `f` for each pair that may wait for the cell at offset `key`.
     pub(crate) fn wake(&self, key: usize, mut f: impl FnMut(WeakSlot)) {
-        if planted(Fault::NoWake) {
+        if !seam::wakes() {
             return;
         }
         let mut steps = 0;
@@ -188,7 +187,7 @@ impl WeakWork {
         // Relaxed throughout: no marker is at work.
         let met = self.met_len.swap(0, Ordering::Relaxed);
         let dying = self.dying_len.swap(0, Ordering::Relaxed);
-        if !planted(Fault::TablesKept) {
+        if seam::gives_tables_back() {
             // SAFETY: as above.
             unsafe {
                 self.met.clear(met);
@@ -352,7 +351,7 @@ impl WeakWork {
 
     fn clear_some(&self, space: &Space, most: usize) -> Cleared {
         let mut done = Cleared::default();
-        if planted(Fault::KeepWeak) {
+        if !seam::clears() {
             return done;
         }
         let keeps_long = self.stage() == Stage::Short;
@@ -385,11 +384,12 @@ impl WeakWork {
                     continue;
                 }
                 // The child of a fork may judge it a second time, which clears nothing twice.
-                done.cleared += u64::from(self.clear(space, weak_slot, planted(Fault::NoRecheck)));
+                let always = !seam::looks_again();
+                done.cleared += u64::from(self.clear(space, weak_slot, always));
                 self.judged.store(at + 1, Ordering::Relaxed);
                 continue;
             }
-            if planted(Fault::MetSinceKept) {
+            if !seam::looks_at_met() {
                 break;
             }
             let examined = self.look_at_met(space, most - done.examined, |weak_slot| {
@@ -466,7 +466,7 @@ impl WeakWork {
         let pairs = space.kinds.get(cell.kind).tag == Tag::Ephemeron;
         for word in (0..words).step_by(if pairs { 2 } else { 1 }) {
             let weak_slot = WeakSlot::new(to + word * WORD, cell.kind);
-            if is_dead(space, weak_slot) && !planted(Fault::CopiesUnnoted) {
+            if is_dead(space, weak_slot) && seam::notes_copies() {
                 self.enter(weak_slot.0 | SINGLE);
             }
         }
@@ -543,5 +543,35 @@ fn words_of_entry(space: &Space, entry: usize) -> impl FnMut(usize) -> Option<We
     move |n| match &mut words {
         Some(words) => words(n),
         None => single.filter(|_| n == 0),
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    pub(super) fn wakes() -> bool {
+        !Fault::NoWake.planted()
+    }
+
+    pub(super) fn gives_tables_back() -> bool {
+        !Fault::TablesKept.planted()
+    }
+
+    pub(super) fn clears() -> bool {
+        !Fault::KeepWeak.planted()
+    }
+
+    /// Looks again whether the target of a word that was chosen for clearing is dead.
+    pub(super) fn looks_again() -> bool {
+        !Fault::NoRecheck.planted()
+    }
+
+    /// Looks at the cells that were met since.
+    pub(super) fn looks_at_met() -> bool {
+        !Fault::MetSinceKept.planted()
+    }
+
+    pub(super) fn notes_copies() -> bool {
+        !Fault::CopiesUnnoted.planted()
     }
 }
