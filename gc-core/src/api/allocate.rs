@@ -10,7 +10,7 @@ use crate::api::mutator::Mutator;
 use crate::api::room::Attempts;
 use crate::config::Young;
 use crate::error::AllocError;
-use crate::fault::{Fault, planted, protected};
+use crate::fault::protected;
 use crate::heap::{ColdPages, LargeStep, Site};
 use crate::kind::KindId;
 
@@ -166,7 +166,7 @@ impl Mutator {
             }) {
                 Ok(LargeStep::Reserved(mut large)) => {
                     self.found_room(&attempts);
-                    if planted(Fault::ClearInside) {
+                    if !seam::clears_outside() {
                         return Ok(thread.no_preempt(|| {
                             while !shared.space.clear_large(&mut large) {}
                             shared.space.publish_large(large)
@@ -208,7 +208,7 @@ impl Mutator {
     #[cold]
     fn have_backed(&self, cold: ColdPages) {
         let (record, thread) = (self.record(), self.thread());
-        if thread.may_block() && !planted(Fault::ColdTouched) {
+        if thread.may_block() && seam::backs_memory() {
             // Relaxed, here and below: a hint for the collector, which counts the threads that want
             // a processor.
             record.is_busy.store(true, Ordering::Relaxed);
@@ -216,5 +216,18 @@ impl Mutator {
             thread.blocking(|| space.back_taken(cold));
             record.is_busy.store(false, Ordering::Relaxed);
         }
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    /// Clears memory outside of `no_preempt`.
+    pub(super) fn clears_outside() -> bool {
+        !Fault::ClearInside.planted()
+    }
+
+    pub(super) fn backs_memory() -> bool {
+        !Fault::ColdTouched.planted()
     }
 }
