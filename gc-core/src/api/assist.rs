@@ -6,7 +6,6 @@ use core::time::Duration;
 use std::time::Instant;
 
 use crate::api::mutator::Mutator;
-use crate::fault::{Fault, planted};
 use crate::mark::Marker;
 use crate::pacer;
 use crate::thread::thread_cpu;
@@ -40,7 +39,7 @@ impl Mutator {
         let pace = &state.pace;
         let used = pace.used(state.space.allocated_since().saturating_add(bytes as u64));
         let asks = self.heap.ask_if_due(used);
-        let is_block = bytes >= LARGE && state.concurrent && !planted(Fault::BlocksOvershoot);
+        let is_block = bytes >= LARGE && state.concurrent && seam::holds_blocks_back();
         if is_block && pace.overshoots(used) {
             // A few blocks of this size take the heap past its goal, and they are allocated faster
             // than the collector marks.
@@ -101,13 +100,7 @@ impl Mutator {
                         break dry;
                     }
                 };
-                // Longer, and shorter, than the collector waits for an assist.
-                if planted(Fault::SlowHelpers) {
-                    std::thread::sleep(Duration::from_millis(30));
-                }
-                if planted(Fault::BriskHelpers) {
-                    std::thread::sleep(Duration::from_millis(2));
-                }
+                seam::delay();
                 marker.publish();
                 pace.end_assist(marker.marked());
                 took += begun.elapsed();
@@ -150,6 +143,27 @@ impl Mutator {
             let requests = &self.heap.state().requests;
             self.thread()
                 .blocking(|| requests.wait_for_last_at_most(pacer::moment(bytes)));
+        }
+    }
+}
+
+mod seam {
+    use core::time::Duration;
+
+    use crate::fault::Fault;
+
+    #[inline(always)]
+    pub(super) fn holds_blocks_back() -> bool {
+        !Fault::BlocksOvershoot.planted()
+    }
+
+    /// Longer, and shorter, than the collector waits for an assist.
+    pub(super) fn delay() {
+        if Fault::SlowHelpers.planted() {
+            std::thread::sleep(Duration::from_millis(30));
+        }
+        if Fault::BriskHelpers.planted() {
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 }
