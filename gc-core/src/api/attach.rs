@@ -7,18 +7,16 @@ use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
-use core::time::Duration;
 
 use crate::alloc::LocalAllocator;
 use crate::api::heap::Heap;
 use crate::api::mutator::Mutator;
 use crate::collector;
-use crate::fault::{Fault, planted, protected};
+use crate::fault::protected;
 use crate::memory::MapError;
 use crate::mutator::handles::Handles;
 use crate::mutator::record::Context;
 use crate::mutator::shared::Attached;
-use crate::weak::IDLE;
 
 /// A thread could not attach to a heap.
 #[derive(Debug)]
@@ -108,17 +106,10 @@ impl Mutator {
                     // it wrong.
                     loop {
                         let marking = record.shared.marking.load(Ordering::SeqCst);
-                        if planted(Fault::AttachOnce) {
-                            std::thread::sleep(Duration::from_millis(1));
-                        }
-                        let mode = if planted(Fault::AttachedUnmarked) {
-                            IDLE
-                        } else {
-                            marking
-                        };
-                        record.marking.store(mode, Ordering::SeqCst);
+                        seam::delay();
+                        record.marking.store(seam::flag(marking), Ordering::SeqCst);
                         if record.shared.marking.load(Ordering::SeqCst) == marking
-                            || planted(Fault::AttachOnce)
+                            || !seam::looks_again()
                         {
                             break;
                         }
@@ -209,7 +200,7 @@ unsafe fn give_back(context: &Context) {
     // has ended inside it.
     context.handles.retire(|word| context.log(word));
     context.local.retire(&context.shared.space);
-    if !planted(Fault::LogKeptAtDetach) {
+    if seam::gives_its_log() {
         context.flush_log();
     }
 }
@@ -256,7 +247,7 @@ impl Drop for Mutator {
             self.record().left.set(Some(heap.keep()));
             return;
         }
-        if blocking && planted(Fault::BlockingStaysAttached) {
+        if blocking && !seam::detaches_in_blocking() {
             return;
         }
         if !gone && !blocking {
@@ -287,5 +278,41 @@ impl Drop for Mutator {
             drop(context);
             ManuallyDrop::drop(&mut self.heap);
         }
+    }
+}
+
+mod seam {
+    use core::time::Duration;
+
+    use crate::fault::Fault;
+    use crate::weak::IDLE;
+
+    /// The flag of a new record, where the heap's is `marking`.
+    pub(super) fn flag(marking: u32) -> u32 {
+        if Fault::AttachedUnmarked.planted() {
+            IDLE
+        } else {
+            marking
+        }
+    }
+
+    /// Loads the heap's flag a second time.
+    pub(super) fn looks_again() -> bool {
+        !Fault::AttachOnce.planted()
+    }
+
+    /// Gives a stop time to begin between the load and the store.
+    pub(super) fn delay() {
+        if Fault::AttachOnce.planted() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    pub(super) fn gives_its_log() -> bool {
+        !Fault::LogKeptAtDetach.planted()
+    }
+
+    pub(super) fn detaches_in_blocking() -> bool {
+        !Fault::BlockingStaysAttached.planted()
     }
 }
