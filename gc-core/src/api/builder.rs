@@ -16,7 +16,6 @@ use crate::config::{Config, ConfigError, Young};
 use crate::dying::Dying;
 use crate::encoding::Encoding;
 use crate::error::SpaceError;
-use crate::fault::{Fault, planted};
 use crate::memory::MapError;
 use crate::mutator::reserve::Memory;
 use crate::mutator::shared::Shared;
@@ -223,7 +222,7 @@ impl HeapBuilder {
     /// [`build`](Self::build) fails.
     pub fn conservative(mut self, encodings: &[Encoding]) -> Self {
         self.conservative = encodings.to_vec();
-        if !encodings.contains(&Encoding::RAW) && !planted(Fault::RawIfAsked) {
+        if !encodings.contains(&Encoding::RAW) && seam::always_tries_raw() {
             self.conservative.insert(0, Encoding::RAW);
         }
         self
@@ -520,5 +519,13 @@ impl From<SpaceError> for BuildError {
             SpaceError::Map(e) => Self::Map(e),
             e => Self::Space(e),
         }
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    pub(super) fn always_tries_raw() -> bool {
+        !Fault::RawIfAsked.planted()
     }
 }
