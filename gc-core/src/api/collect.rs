@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use crate::api::heap::Heap;
 use crate::collector::Requests;
-use crate::fault::{Fault, planted, protected};
+use crate::fault::protected;
 
 impl Heap {
     /// Runs a full collection, waits for it, and returns its number. One collection may serve
@@ -72,10 +72,10 @@ impl Heap {
             self.revive();
             ask_and_wait(&self.state().requests)
         };
-        if planted(Fault::WaitRunning) {
-            ask_and_wait()
-        } else {
+        if seam::waits_in_blocking() {
             gc_preempt::blocking_here(ask_and_wait)
+        } else {
+            ask_and_wait()
         }
     }
 
@@ -111,7 +111,7 @@ impl Heap {
         }
         let heard = state.requests.alive.load(Ordering::SeqCst)
             || !gc_preempt::in_no_preempt_here()
-            || planted(Fault::AsksTheDead);
+            || !seam::spares_the_dead();
         let asks = heard && state.pace.ask();
         if asks {
             self.request(false);
@@ -172,5 +172,19 @@ impl Heap {
         if delta > 0 {
             self.ask_if_due(state.pace.used(state.space.allocated_since()));
         }
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    pub(super) fn waits_in_blocking() -> bool {
+        !Fault::WaitRunning.planted()
+    }
+
+    /// Requests nothing of a collector that is gone.
+    #[inline(always)]
+    pub(super) fn spares_the_dead() -> bool {
+        !Fault::AsksTheDead.planted()
     }
 }
