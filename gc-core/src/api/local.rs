@@ -30,7 +30,6 @@ use crate::api::mutator::{Mutator, in_blocking};
 use crate::api::trace::{Trace, kind_of};
 use crate::dying::{Dying, Place};
 use crate::error::{AllocError, TableFull};
-use crate::fault::{Fault, planted};
 use crate::finalize::Registration;
 use crate::mutator::handles::Chain;
 use crate::mutator::types::{self, Sharing, TypeInfo};
@@ -219,9 +218,9 @@ impl Mutator {
             None => self.cell_slowly::<T, FAST>()?,
         };
         let cell = cell.cast::<T>();
-        if needs_drop::<T>() && planted(Fault::RegisteredUnwritten) {
+        if needs_drop::<T>() && !seam::registers_last() {
             self.register_drop(cell)?;
-            std::thread::sleep(core::time::Duration::from_micros(300));
+            seam::unwritten();
         }
         // SAFETY: the cell has at least this size, is aligned to 16 bytes, and no other code has
         // it.
@@ -229,7 +228,7 @@ impl Mutator {
         // Register after the write: the child of a fork drops all registered values, and has no
         // thread that would still write this one.
         if needs_drop::<T>()
-            && !planted(Fault::RegisteredUnwritten)
+            && seam::registers_last()
             && let Err(error) = self.register_drop(cell)
         {
             let _holding = self.record().holding();
@@ -452,9 +451,7 @@ impl<'s> Scope<'s> {
         &self,
         cell: NonNull<T>,
     ) -> Result<Local<'s, T>, AllocError> {
-        if planted(Fault::NoWindow) {
-            std::thread::sleep(core::time::Duration::from_micros(100));
-        }
+        seam::delay();
         let pushed = self.handles.push(cell.as_ptr() as usize);
         self.mutator.record().close_window();
         pushed?;
@@ -497,7 +494,7 @@ impl<'s> Scope<'s> {
     #[inline]
     #[track_caller]
     pub(crate) fn check_living(&self, address: usize) {
-        if self.dying.has(address) && !planted(Fault::StoresWhileDying) {
+        if self.dying.has(address) && seam::refuses_stores() {
             dying();
         }
     }
@@ -620,5 +617,36 @@ impl<T: fmt::Debug> fmt::Debug for Local<'_, T> {
 impl<T: fmt::Display> fmt::Display for Local<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (**self).fmt(f)
+    }
+}
+
+mod seam {
+    use core::time::Duration;
+
+    use crate::fault::Fault;
+
+    /// Registers no value that is not written yet.
+    #[inline(always)]
+    pub(super) fn registers_last() -> bool {
+        !Fault::RegisteredUnwritten.planted()
+    }
+
+    /// Gives a fork time to come before the value is written.
+    pub(super) fn unwritten() {
+        std::thread::sleep(Duration::from_micros(300));
+    }
+
+    /// Gives a stop time to begin before the cell has a handle.
+    #[inline(always)]
+    pub(super) fn delay() {
+        if Fault::NoWindow.planted() {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+
+    /// Refuses stores into a value whose `Drop` runs.
+    #[inline(always)]
+    pub(super) fn refuses_stores() -> bool {
+        !Fault::StoresWhileDying.planted()
     }
 }
