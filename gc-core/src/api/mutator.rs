@@ -13,7 +13,6 @@ use crate::alloc::Run;
 use crate::api::heap::Heap;
 use crate::barrier;
 use crate::error::{AllocError, TableFull};
-use crate::fault::{Fault, planted};
 use crate::finalize::Registration;
 use crate::mutator::handles::Handles;
 use crate::mutator::record::Context;
@@ -196,9 +195,8 @@ impl Mutator {
     pub fn drain_finalizers(&self, mut f: impl FnMut(NonNull<u8>, usize)) -> u64 {
         let mut n = 0;
         while let Some((cell, token)) = self.next_finalizer() {
-            if planted(Fault::DrainLocked) {
-                let _locked = self.heap.shared().finalizers.lock_for_fork();
-                f(cell, token);
+            if !seam::holds_no_lock() {
+                seam::with_lock(&self.heap.shared().finalizers, || f(cell, token));
                 continue;
             }
             f(cell, token);
@@ -277,4 +275,20 @@ impl fmt::Debug for Mutator {
 #[track_caller]
 pub(crate) fn in_blocking() -> ! {
     panic!("the heap was used inside blocking(), where the collector does not wait for this thread")
+}
+
+mod seam {
+    use crate::fault::Fault;
+    use crate::finalize::Finalizers;
+
+    /// Holds no lock while the embedder's code runs.
+    #[inline(always)]
+    pub(super) fn holds_no_lock() -> bool {
+        !Fault::DrainLocked.planted()
+    }
+
+    pub(super) fn with_lock(table: &Finalizers, f: impl FnOnce()) {
+        let _lock = table.lock_for_fork();
+        f();
+    }
 }
