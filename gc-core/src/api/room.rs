@@ -2,7 +2,6 @@
 
 use crate::alloc::REVIEW_PIECE;
 use crate::api::mutator::Mutator;
-use crate::fault::{Fault, planted};
 use gc_preempt::KeepErrno;
 
 /// The most collections that an allocation waits for before it fails. More than one, since other
@@ -39,7 +38,7 @@ impl Mutator {
             return false;
         }
         let may_collect = || shared.vain.lock().may_collect(shared.pace.now());
-        if !thread.no_preempt(may_collect) && !planted(Fault::TriesForEver) {
+        if !thread.no_preempt(may_collect) && seam::gives_up() {
             return false;
         }
         self.give_runs_back();
@@ -99,5 +98,13 @@ impl Mutator {
         let space = &self.heap().shared().space;
         let piece = || record.local.retire_sites(space, REVIEW_PIECE);
         while thread.no_preempt(piece) == REVIEW_PIECE {}
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    pub(super) fn gives_up() -> bool {
+        !Fault::TriesForEver.planted()
     }
 }
