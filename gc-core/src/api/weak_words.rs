@@ -1,11 +1,9 @@
 //! Weak words and ephemeron pairs of the raw tier: loads, stores and copies.
 
 use core::sync::atomic::{AtomicUsize, Ordering};
-use core::time::Duration;
 
 use crate::api::mutator::Mutator;
 use crate::barrier;
-use crate::fault::{Fault, planted};
 use crate::weak::{IDLE, MARKING};
 
 impl Mutator {
@@ -106,20 +104,15 @@ impl Mutator {
     pub(crate) unsafe fn replace_value(&self, pair: *mut usize, key: usize, value: usize) {
         // SAFETY: forwarded. Relaxed: the key is compared, not followed.
         let is_there = || unsafe { (*pair.cast::<AtomicUsize>()).load(Ordering::Relaxed) } == key;
-        if planted(Fault::PairUnlocked) {
-            let is_there = is_there();
-            std::thread::sleep(Duration::from_millis(2));
-            if is_there {
-                // SAFETY: forwarded.
-                unsafe { self.write(pair.add(1), value) };
-            }
-            return;
+        // SAFETY: forwarded.
+        let write = || unsafe { self.write(pair.add(1), value) };
+        if !seam::is_one_step() {
+            return seam::in_two_steps(is_there, write);
         }
         self.thread().no_preempt(|| {
             let _whole = self.heap.shared().weak.lock_pair(pair as usize);
             if is_there() {
-                // SAFETY: forwarded.
-                unsafe { self.write(pair.add(1), value) };
+                write();
             }
         });
     }
@@ -146,9 +139,7 @@ impl Mutator {
     unsafe fn write_both(&self, pair: *mut usize, key: usize, value: usize) {
         // SAFETY: forwarded.
         unsafe {
-            if planted(Fault::PairsUnlogged) {
-                pair.add(1).write_volatile(value);
-            }
+            seam::before_the_barrier(pair, value);
             self.write(pair.add(1), value);
             // Release pairs with the Acquire of a weak load: a thread that loads the key finds the
             // value, and both initialised.
@@ -175,7 +166,7 @@ impl Mutator {
                 let (to, from) = (to.add(first), from.add(first));
                 let mode = self.record().marking.load(Ordering::Relaxed);
                 let (space, weak) = (&self.heap.shared().space, &self.heap.shared().weak);
-                if mode > MARKING && !planted(Fault::JudgedOpen) {
+                if mode > MARKING && seam::copies_what_lives() {
                     return weak.copy_judged(space, to as usize, from as usize, words, mode);
                 }
                 for word in (0..words).rev() {
@@ -186,5 +177,41 @@ impl Mutator {
                 }
             });
         }
+    }
+}
+
+mod seam {
+    use core::time::Duration;
+
+    use crate::fault::Fault;
+
+    /// Compares the key and stores the value in one step.
+    pub(super) fn is_one_step() -> bool {
+        !Fault::PairUnlocked.planted()
+    }
+
+    pub(super) fn in_two_steps(is_there: impl FnOnce() -> bool, write: impl FnOnce()) {
+        let is_there = is_there();
+        std::thread::sleep(Duration::from_millis(2));
+        if is_there {
+            write();
+        }
+    }
+
+    /// The barrier finds the old value, and logs it.
+    ///
+    /// # Safety
+    /// `pair` names a pair of a live cell.
+    #[inline(always)]
+    pub(super) unsafe fn before_the_barrier(pair: *mut usize, value: usize) {
+        if Fault::PairsUnlogged.planted() {
+            // SAFETY: the caller's contract.
+            unsafe { pair.add(1).write_volatile(value) };
+        }
+    }
+
+    /// Copies no word whose target is dead.
+    pub(super) fn copies_what_lives() -> bool {
+        !Fault::JudgedOpen.planted()
     }
 }
