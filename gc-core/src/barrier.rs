@@ -45,7 +45,6 @@ use std::sync::{Mutex, PoisonError};
 use gc_preempt::World;
 use gc_preempt::{CodeError, CodeSpec, CodeWhat};
 
-use crate::fault::{Fault, planted};
 use crate::mutator::record::Context;
 use crate::weak::{Load, MARKING};
 
@@ -202,7 +201,7 @@ pub(crate) fn units() -> [core::ops::Range<usize>; 2] {
 pub(crate) fn register_units(world: &World) -> Result<(), CodeError> {
     static DONE: Mutex<bool> = Mutex::new(false);
     let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
-    if *done || planted(Fault::NoRestart) {
+    if *done || !seam::has_restart_ranges() {
         return Ok(());
     }
     for range in units() {
@@ -240,10 +239,7 @@ unsafe extern "C" fn flush(context: *const Context) {
 unsafe extern "C" fn load_judged(context: *const Context, slot: *const usize) -> usize {
     // SAFETY: as in `flush`.
     let context = unsafe { &*context };
-    if planted(Fault::JudgedLate) {
-        // Time for a stop between the routine's test of the flag and the next one.
-        std::thread::sleep(core::time::Duration::from_micros(300));
-    }
+    seam::delay();
     // When this thread can be stopped again, the word is in a register. The flag does not change
     // before.
     context.thread().no_preempt(|| {
@@ -256,6 +252,23 @@ unsafe extern "C" fn load_judged(context: *const Context, slot: *const usize) ->
             }
         }
     })
+}
+
+mod seam {
+    use core::time::Duration;
+
+    use crate::fault::Fault;
+
+    pub(super) fn has_restart_ranges() -> bool {
+        !Fault::NoRestart.planted()
+    }
+
+    /// Gives a stop time to begin between the routine's test of the flag and the next one.
+    pub(super) fn delay() {
+        if Fault::JudgedLate.planted() {
+            std::thread::sleep(Duration::from_micros(300));
+        }
+    }
 }
 
 #[cfg(test)]
