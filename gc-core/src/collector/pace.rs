@@ -13,7 +13,6 @@ use std::time::Instant;
 
 use crossbeam_utils::CachePadded;
 
-use crate::fault::{Fault, planted};
 use crate::marked::Marked;
 use crate::pacer::{Cycle, Marking, Pacer, Policy};
 
@@ -314,7 +313,7 @@ impl Pace {
     /// Marking seems to be over: no further assist begins, since a stop would wait for its end.
     /// Returns whether assists were allowed before.
     pub(super) fn hold_assists(&self) -> bool {
-        if planted(Fault::AssistsUnheld) {
+        if !seam::holds_assists() {
             return self.may_assist();
         }
         self.assists.swap(false, Ordering::SeqCst)
@@ -367,6 +366,14 @@ impl Pace {
     /// Takes the lock, for a fork.
     pub(crate) fn lock_for_fork(&self) -> impl Sized + '_ {
         self.pacer.lock()
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    pub(super) fn holds_assists() -> bool {
+        !Fault::AssistsUnheld.planted()
     }
 }
 
