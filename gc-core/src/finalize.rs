@@ -34,7 +34,6 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use gc_preempt::Mutex;
 
 use crate::fault::protected;
-use crate::fault::{Fault, planted};
 use crate::memory::MapError;
 use crate::memory::chunked::Chunked;
 
@@ -131,11 +130,7 @@ impl Registrations {
     /// Maps the memory of an entry. False: the system has none.
     fn make(&self, at: usize) -> bool {
         let has_memory = self.0.ensure(at * 2);
-        if planted(Fault::TrimmedIsFull) {
-            std::thread::sleep(core::time::Duration::from_millis(20));
-            return self.0.get(at * 2).is_some();
-        }
-        has_memory
+        seam::had_memory(has_memory, || self.0.get(at * 2).is_some())
     }
 }
 
@@ -396,7 +391,7 @@ impl Finalizers {
     /// Closes the holes that the cycle has left, and returns empty memory to the system. By the
     /// collector, outside of stops.
     pub(crate) fn trim(&self) {
-        if planted(Fault::TablesKept) {
+        if !seam::trims() {
             return;
         }
         while self.close_gaps_piece() {}
@@ -443,6 +438,25 @@ impl Finalizers {
     /// Takes the lock, for a fork.
     pub(crate) fn lock_for_fork(&self) -> impl Sized + '_ {
         self.state.lock()
+    }
+}
+
+mod seam {
+    use core::time::Duration;
+
+    use crate::fault::Fault;
+
+    /// Whether the system had memory, even if a trim has given it back since.
+    pub(super) fn had_memory(then: bool, now: impl FnOnce() -> bool) -> bool {
+        if Fault::TrimmedIsFull.planted() {
+            std::thread::sleep(Duration::from_millis(20));
+            return now();
+        }
+        then
+    }
+
+    pub(super) fn trims() -> bool {
+        !Fault::TablesKept.planted()
     }
 }
 
