@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crossbeam_utils::CachePadded;
 
 use super::bitmap::Bitmap;
-use crate::fault::{Fault, planted};
 use crate::memory::MapError;
 use crate::memory::tables::Mapped;
 
@@ -42,13 +41,7 @@ pub(crate) struct AllocatedBlack {
 impl AllocatedBlack {
     /// Notes for a heap of `heap_bytes` bytes of addresses.
     pub(crate) fn new(heap_bytes: usize) -> Result<AllocatedBlack, MapError> {
-        let entries = (heap_bytes / BYTES_AN_ENTRY).min(MOST);
-        // A switch for tests, no fault: a list that runs full is hard to get otherwise.
-        let entries = if planted(Fault::ShortAllocatedBlack) {
-            3
-        } else {
-            entries
-        };
+        let entries = seam::entries((heap_bytes / BYTES_AN_ENTRY).min(MOST));
         Ok(AllocatedBlack {
             entries: Mapped::growing(2 * entries)?,
             len: CachePadded::default(),
@@ -100,7 +93,7 @@ impl AllocatedBlack {
     /// there is room for.
     pub(crate) fn are_known(&self) -> bool {
         let fit = 2 * self.len.load(Ordering::Relaxed) <= self.entries.len();
-        self.noting.load(Ordering::Relaxed) && (fit || planted(Fault::AllocatedBlackForgotten))
+        self.noting.load(Ordering::Relaxed) && (fit || !seam::knows_its_room())
     }
 
     pub(super) fn note_range(&self, first_granule: usize, granules: usize) {
@@ -146,6 +139,24 @@ impl AllocatedBlack {
                 granule = next;
             }
         }
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    /// Not a planted fault: the tests of a full list need a short one.
+    pub(super) fn entries(entries: usize) -> usize {
+        if Fault::ShortAllocatedBlack.planted() {
+            3
+        } else {
+            entries
+        }
+    }
+
+    /// Knows that there were more cells than there is room for.
+    pub(super) fn knows_its_room() -> bool {
+        !Fault::AllocatedBlackForgotten.planted()
     }
 }
 
