@@ -13,7 +13,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::size_classes::PAGE;
-use crate::fault::{Fault, planted};
 use crate::memory::os::{MapError, Table};
 
 /// Pages of a chunk: 2 MiB, which the system can map as one huge page and which go back to it as
@@ -407,7 +406,7 @@ impl PageRuns {
         dirty: &Dirty,
         looks: usize,
     ) -> Option<(usize, usize)> {
-        if planted(Fault::PartsKept) {
+        if !seam::gives_parts_back() {
             return None;
         }
         self.take_dirty(records, dirty, LEAST_PART, looks, |first, pages| {
@@ -588,6 +587,14 @@ impl PageRuns {
             }
             pages
         }
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    pub(super) fn gives_parts_back() -> bool {
+        !Fault::PartsKept.planted()
     }
 }
 
