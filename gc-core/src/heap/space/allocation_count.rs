@@ -4,7 +4,6 @@ use std::sync::atomic::Ordering;
 
 use super::super::allocation_count::{MOST, PART, Unreported};
 use super::Space;
-use crate::fault::{Fault, planted};
 
 impl Space {
     /// Counts cells that a mutator got.
@@ -22,7 +21,7 @@ impl Space {
     /// Reports a mutator's unreported count. By the mutator under `no_preempt`, or while it is
     /// stopped.
     pub(crate) fn report(&self, unreported: &Unreported) {
-        if planted(Fault::UnreportedCells) {
+        if !seam::reports() {
             return;
         }
         let cells = unreported.cells.load(Ordering::Relaxed);
@@ -78,6 +77,14 @@ impl Space {
     /// those given back, as far as they are reported.
     pub fn cells_since(&self) -> i64 {
         self.allocation_count.cells.load(Ordering::Relaxed)
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    pub(super) fn reports() -> bool {
+        !Fault::UnreportedCells.planted()
     }
 }
 
