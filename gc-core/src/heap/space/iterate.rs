@@ -7,11 +7,10 @@
 //! neighbours, and its records could go back to the system, while the walk is on its way to it. The
 //! walk would then follow older records, and step over live cells.
 
-use super::super::page_runs::{CHUNK_PAGES, State};
+use super::super::page_runs::State;
 use super::super::page_table::Page;
 use super::super::size_classes::{self, Class, PAGE};
 use super::{Cell, Space};
-use crate::fault::{Fault, planted};
 use crate::kind::KindId;
 use crate::limits::POISON;
 
@@ -36,7 +35,7 @@ impl Space {
     /// World stopped: calls `f` for every allocated cell, with those in tails of runs, in address
     /// order.
     pub fn for_each_cell(&self, f: &mut dyn FnMut(Cell)) {
-        let _rearranging = (!planted(Fault::WalkBesideSweep)).then(|| self.rearranging.lock());
+        let _rearranging = seam::keeps_the_sweep_out().then(|| self.rearranging.lock());
         let top = self.page_runs.lock().top();
         let mut page = 0;
         while page < top {
@@ -63,10 +62,7 @@ impl Space {
                 }
             }
             page += pages.max(1);
-            if planted(Fault::WalkBesideSweep) && pages >= CHUNK_PAGES / 2 {
-                // A pause between two page runs, in which the second one may go.
-                std::thread::sleep(std::time::Duration::from_millis(500));
-            }
+            seam::behind_a_page_run(pages);
         }
     }
 
@@ -103,6 +99,24 @@ impl Space {
                 kind,
             });
             index = bits.next_set(index + 1, cells);
+        }
+    }
+}
+
+mod seam {
+    use core::time::Duration;
+
+    use crate::fault::Fault;
+    use crate::heap::CHUNK_PAGES;
+
+    pub(super) fn keeps_the_sweep_out() -> bool {
+        !Fault::WalkBesideSweep.planted()
+    }
+
+    /// A pause between two page runs, in which the second one may go.
+    pub(super) fn behind_a_page_run(pages: usize) {
+        if Fault::WalkBesideSweep.planted() && pages >= CHUNK_PAGES / 2 {
+            std::thread::sleep(Duration::from_millis(500));
         }
     }
 }
