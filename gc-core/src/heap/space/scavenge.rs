@@ -6,7 +6,6 @@ use super::super::bitmap::PAGES_PER_BITMAP_PAGE;
 use super::super::page_runs::{CHUNK_PAGES, LEAST_PART};
 use super::super::size_classes::PAGE;
 use super::Space;
-use crate::fault::{Fault, planted};
 
 /// Free page runs that one piece looks at.
 const LOOKS: usize = 256;
@@ -110,7 +109,7 @@ impl Space {
     /// alone has, as whole system pages. They are zero, except records, which have no meaning in
     /// the middle of a page run.
     fn scavenge_tables(&self, first: usize, pages: usize, end: usize) {
-        if planted(Fault::TablesKept) {
+        if !seam::gives_tables_back() {
             return;
         }
         let bitmap_pages = first.div_ceil(PAGES_PER_BITMAP_PAGE)..end / PAGES_PER_BITMAP_PAGE;
@@ -183,5 +182,13 @@ impl Space {
         }
         self.range.set_backed(chunk / CHUNK_PAGES, false);
         true
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    pub(super) fn gives_tables_back() -> bool {
+        !Fault::TablesKept.planted()
     }
 }
