@@ -9,7 +9,6 @@ use super::super::span_lists::{SiteEntry, SpanLists};
 use super::super::span_reserve::SpanReserve;
 use super::Space;
 use crate::error::AllocError;
-use crate::fault::{Fault, planted};
 use gc_preempt::MutexGuard;
 
 impl Space {
@@ -18,7 +17,7 @@ impl Space {
     pub(crate) fn lists<'s>(&self, entry: &'s SiteEntry) -> MutexGuard<'s, SpanLists> {
         let mut guard = entry.lists.lock();
         let lists = &mut *guard;
-        if lists.seen != self.swaps.number() && !planted(Fault::ListsStale) {
+        if lists.seen != self.swaps.number() && seam::moves_spans() {
             let before = lists.unswept.len();
             lists.unswept.append(self.records(), &mut lists.partial);
             lists.unswept.append(self.records(), &mut lists.full);
@@ -104,5 +103,14 @@ impl Space {
             NoPages::Exhausted => AllocError::Exhausted { bytes },
             NoPages::System(e) => AllocError::System(e),
         })
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    /// Makes the moves that the swaps ask for.
+    pub(super) fn moves_spans() -> bool {
+        !Fault::ListsStale.planted()
     }
 }
