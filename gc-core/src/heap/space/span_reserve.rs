@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 use super::super::page_runs::{CHUNK_PAGES, NoPages, State};
 use super::super::span_reserve::SpanReserve;
 use super::Space;
-use crate::fault::{Fault, planted};
 
 /// All reserves together have at most this part of the pages in use.
 const PART: usize = 16;
@@ -60,7 +59,7 @@ impl Space {
     /// Gives back the rest of a mutator's reserve. By the mutator under `no_preempt`, or outside of
     /// stops.
     pub(crate) fn give_back_reserve(&self, reserve: &SpanReserve) {
-        if planted(Fault::ReserveKept) {
+        if !seam::gives_back() {
             return;
         }
         let most = reserve.most.load(Ordering::Relaxed);
@@ -74,5 +73,13 @@ impl Space {
                 pages,
             );
         }
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    pub(super) fn gives_back() -> bool {
+        !Fault::ReserveKept.planted()
     }
 }
