@@ -13,7 +13,6 @@ use super::super::page_table::Page;
 use super::super::size_classes::Class;
 use super::super::span_lists::SpanLists;
 use super::Space;
-use crate::fault::{Fault, planted};
 
 /// Spans that one piece sweeps: about 20 us.
 const SPANS_PER_PIECE: usize = 32;
@@ -47,7 +46,7 @@ impl Space {
     pub(crate) fn abandon_marking(&self) {
         // Marks of old cells do not stay: a thread that the child does not have may have been
         // sweeping.
-        let kept = self.keeps_marks() && !planted(Fault::MarksKeptInChild);
+        let kept = self.keeps_marks() && seam::forgets_marks();
         if self.marking.swap(false, Ordering::Relaxed) || kept {
             self.keep_marks(false);
         }
@@ -168,7 +167,7 @@ impl Space {
     /// calls [`Space::count_swept`] afterwards.
     pub(super) fn pop_unswept(&self, lists: &mut SpanLists, class: &Class) -> Option<usize> {
         let span = lists.unswept.pop(self.records())?;
-        if !planted(Fault::UnsweptUnkept) {
+        if seam::keeps_marks() {
             self.keep_span(span, class);
         }
         Some(span)
@@ -202,5 +201,19 @@ impl Space {
         // cleared bits before any marking.
         self.clear_chunk.store(chunk + 1, Ordering::Release);
         chunk + 1 < end
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    /// In the child of a fork.
+    pub(super) fn forgets_marks() -> bool {
+        !Fault::MarksKeptInChild.planted()
+    }
+
+    /// Keeps the marks of a span that is swept.
+    pub(super) fn keeps_marks() -> bool {
+        !Fault::UnsweptUnkept.planted()
     }
 }
