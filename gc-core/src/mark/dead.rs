@@ -4,7 +4,6 @@
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::marker::Marker;
-use crate::fault::{Fault, planted};
 use crate::follow::fixed_edges;
 use crate::heap::{Bitmap, Cell};
 use crate::tracer::WORD;
@@ -17,7 +16,7 @@ impl Marker<'_> {
     /// # Safety
     /// `cell` is allocated and not marked; no mutator can reach it before the cycle is over.
     pub(crate) unsafe fn strip(&mut self, cell: Cell) {
-        if planted(Fault::DropWithEdges) {
+        if !seam::makes_edges_null() {
             self.cell(cell);
             return;
         }
@@ -37,5 +36,13 @@ impl Marker<'_> {
                 (*((cell.base + word * WORD) as *const AtomicUsize)).store(0, Ordering::Relaxed)
             };
         }
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    pub(super) fn makes_edges_null() -> bool {
+        !Fault::DropWithEdges.planted()
     }
 }
