@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::steps::Core;
 use super::work_item::WorkItem;
 use crate::encoding::Encoding;
-use crate::fault::{Fault, planted};
 use crate::heap::GRANULE;
 use crate::kind::{KindId, Tag};
 use crate::tracer::WORD;
@@ -123,7 +122,7 @@ impl Core<'_> {
             Wait::Entered => {
                 // SAFETY: as above.
                 let waits = unsafe { self.waits(slot, encoding) };
-                if waits && !planted(Fault::StrongPairs) {
+                if waits && seam::lets_pairs_wait() {
                     return;
                 }
             }
@@ -153,5 +152,13 @@ impl Core<'_> {
         if offset < self.len {
             self.marks.prefetch(offset);
         }
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    pub(super) fn lets_pairs_wait() -> bool {
+        !Fault::StrongPairs.planted()
     }
 }
