@@ -22,7 +22,6 @@
 use super::budget::{Budget, Cells};
 use super::marker::Marker;
 use super::steps::Core;
-use crate::fault::{Fault, planted};
 use crate::heap::{GRANULE, PAGE, Page};
 use crate::kind::Tag;
 
@@ -58,9 +57,7 @@ impl Old {
 impl Marker<'_> {
     /// Follows about `cells` old cells that may have changed. A drain traces what they lead to.
     pub(crate) fn follow_old(&mut self, old: &mut Old, cells: usize) {
-        if planted(Fault::OldUnfollowed) {
-            old.next = old.end;
-        }
+        seam::before_following(old);
         let mut budget = Cells(cells);
         while old.is_left() && budget.is_left() {
             old.followed += self.core.follow_old_in(old.next, &mut budget);
@@ -101,5 +98,17 @@ impl Core<'_> {
             }
         }
         followed
+    }
+}
+
+mod seam {
+    use super::Old;
+    use crate::fault::Fault;
+
+    /// Leaves out none of the old cells.
+    pub(super) fn before_following(old: &mut Old) {
+        if Fault::OldUnfollowed.planted() {
+            old.next = old.end;
+        }
     }
 }
