@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use crossbeam_utils::CachePadded;
 
 use super::worker_state::WorkerState;
-use crate::fault::{Fault, planted};
 use crate::heap::{PAGE, Space};
 use crate::marked::BYTES_A_CELL;
 use crate::memory::MapError;
@@ -141,7 +140,7 @@ impl MarkQueue {
     /// The work of following large cells so far, in cells: a heap of a few large cells has as much
     /// to mark as a heap of many small ones.
     pub(crate) fn large_work(&self) -> u64 {
-        if planted(Fault::LargeUnpaced) {
+        if !seam::counts_large_cells() {
             return 0;
         }
         self.large.load(Ordering::Relaxed) / BYTES_A_CELL as u64
@@ -428,6 +427,14 @@ impl<'a> LocalQueue<'a> {
 impl Drop for LocalQueue<'_> {
     fn drop(&mut self) {
         self.publish();
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    pub(super) fn counts_large_cells() -> bool {
+        !Fault::LargeUnpaced.planted()
     }
 }
 
