@@ -44,7 +44,6 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering, compiler_fence};
 
 use gc_preempt::Mutex;
 
-use crate::fault::{Fault, planted};
 use crate::memory::MapError;
 use crate::memory::os::Map;
 
@@ -381,7 +380,7 @@ impl Handles {
     fn is_unread(&self) -> bool {
         // Acquire pairs with the Release of `all_read`: the owner uses the slots again after the
         // collector has read them.
-        self.unread.load(Ordering::Acquire) && !planted(Fault::HandlesUnlogged)
+        self.unread.load(Ordering::Acquire) && seam::logs_handles()
     }
 
     /// By an owner that detaches: calls `log` with each handle that the collector may not have read
@@ -620,6 +619,15 @@ fn log_chunk(chunk: usize, log: &mut impl FnMut(usize)) {
         if handle != 0 {
             log(handle);
         }
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    #[inline(always)]
+    pub(super) fn logs_handles() -> bool {
+        !Fault::HandlesUnlogged.planted()
     }
 }
 
