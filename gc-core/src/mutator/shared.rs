@@ -9,7 +9,7 @@ use gc_preempt::World;
 use crate::dying::Dying;
 use crate::encoding::Encodings;
 use crate::error::{AllocError, SiteError};
-use crate::fault::{Fault, planted, protected};
+use crate::fault::protected;
 use crate::finalize::Finalizers;
 use crate::heap::Site;
 use crate::heap::Space;
@@ -75,7 +75,7 @@ impl Shared {
     /// mutator.
     pub(crate) fn change_root(&self, slot: usize, to: Option<usize>) {
         self.roots.change(slot, to, |word| {
-            if !planted(Fault::RootsUnlogged) && !self.log.append(&[word]) {
+            if seam::logs_roots() && !self.log.append(&[word]) {
                 // As in `Context::flush_log`. Not all roots of the snapshot have been scanned, so
                 // marking is not over.
                 let mut marker = Marker::new(&self.space, &self.queue, &self.weak);
@@ -133,7 +133,7 @@ impl Shared {
     /// other types of this layout.
     fn type_kind(&self, sharing: Sharing, kind: Kind) -> Result<KindId, AllocError> {
         let layout = match sharing {
-            Sharing::Shared if self.verify.is_none() && !planted(Fault::KindAType) => kind.layout(),
+            Sharing::Shared if self.verify.is_none() && seam::shares_kinds() => kind.layout(),
             _ => None,
         };
         let Some(layout) = layout.map(<[u64]>::to_vec) else {
@@ -145,5 +145,17 @@ impl Shared {
         }
         let new = self.add_kind(kind).map_err(AllocError::Kind)?;
         find(Some(new)).ok_or(AllocError::Kind(KindError::TooMany))
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    pub(super) fn logs_roots() -> bool {
+        !Fault::RootsUnlogged.planted()
+    }
+
+    pub(super) fn shares_kinds() -> bool {
+        !Fault::KindAType.planted()
     }
 }
