@@ -5,7 +5,6 @@ use super::generation::{self, Generation};
 use super::limiter::Limiter;
 use super::plan::{LEAST_GROWTH, MINIMUM, Plan};
 use crate::config::Young;
-use crate::fault::{Fault, planted};
 
 /// The most bytes allocated black that count as alive while the collector is kept busy, and the most bytes
 /// that mutators allocate while it rests. So a large heap gets less of a rest.
@@ -239,7 +238,7 @@ impl Pacer {
         } else {
             base / NEAR_LIMIT
         };
-        if cells.saturating_sub(base) >= share || planted(Fault::VainCycles) {
+        if cells.saturating_sub(base) >= share || !seam::passes_limits() {
             self.vain = 0;
             return 0;
         }
@@ -332,4 +331,13 @@ fn ratio(a: u64, b: u64) -> f64 {
 /// `a * by`, rounded down; a float's conversion stops at the ends.
 fn times(a: u64, by: f64) -> u64 {
     (a as f64 * by) as u64
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    /// Passes a soft limit rather than to collect without end.
+    pub(super) fn passes_limits() -> bool {
+        !Fault::VainCycles.planted()
+    }
 }
