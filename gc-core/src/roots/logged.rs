@@ -4,7 +4,6 @@
 //! each word is decoded in all encodings of its heap.
 
 use crate::encoding::Encodings;
-use crate::fault::{Fault, planted};
 use crate::heap::{Cell, Space};
 use crate::mark::Marker;
 
@@ -50,7 +49,7 @@ pub(crate) fn logged(space: &Space, encodings: &Encodings, marker: &mut Marker<'
         .iter()
         .filter_map(|encoding| encoding.decode(word))
         .any(|address| !names_marked(space, address));
-    if any && !planted(Fault::LogExactOnly) {
+    if any && seam::decodes_as_stacks() {
         marker.conservative(word);
     }
 }
@@ -72,5 +71,15 @@ pub(crate) fn names_unmarked(space: &Space, encodings: &Encodings, word: usize) 
             .filter(|address| !names_marked(space, *address))
             .any(|address| space.resolve(address).is_some_and(unmarked))
     };
-    exact || (!planted(Fault::LogExactOnly) && conservative())
+    exact || (seam::decodes_as_stacks() && conservative())
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    /// Decodes a word by the encodings of conservative words, too.
+    #[inline(always)]
+    pub(super) fn decodes_as_stacks() -> bool {
+        !Fault::LogExactOnly.planted()
+    }
 }
