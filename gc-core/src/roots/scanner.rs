@@ -8,7 +8,6 @@ use gc_preempt::{RootSink, WalkStats};
 use super::tables::Roots;
 use super::visitor::{RootVisitor, VisitRoots};
 use crate::encoding::{Encoding, Encodings};
-use crate::fault::{Fault, planted};
 use crate::heap::{PAGE, Space};
 use crate::mark::Marker;
 use crate::memory::prefetch::Ring;
@@ -136,13 +135,10 @@ impl<'a, 'm> Scanner<'a, 'm> {
         let mut from = 0;
         while let Some((at, &mut range)) = tables.ranges.next(from) {
             from = at + 1;
-            let limit = if planted(Fault::CachedLimit) {
-                range.cached
-            } else {
-                // SAFETY: the limit word lives while the range is registered, as
-                // `Mutator::root_range` demands. Relaxed: its writer is stopped.
-                unsafe { (*range.limit).load(Ordering::Relaxed) }
-            };
+            // SAFETY: the limit word lives while the range is registered, as `Mutator::root_range`
+            // demands. Relaxed: its writer is stopped.
+            let limit = unsafe { (*range.limit).load(Ordering::Relaxed) };
+            let limit = seam::limit(limit, range.cached);
             for slot in (range.base as usize..limit).step_by(size_of::<usize>()) {
                 // SAFETY: `Mutator::root_range` asks that base to limit be readable at every
                 // instruction.
@@ -169,7 +165,7 @@ impl<'a, 'm> Scanner<'a, 'm> {
         let Some(address) = encoding.decode(word) else {
             return;
         };
-        if planted(Fault::TrustRoots) {
+        if !seam::asks() {
             self.marker.edge(word, encoding);
         } else if self.ask(address)
             && let Some(oldest) = self.exact.exchange(address)
@@ -260,5 +256,24 @@ impl VisitRoots for Scanner<'_, '_> {
 
     fn any_words(&mut self, words: Range<usize>) {
         self.conservative(words);
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    /// The limit to which a range is scanned: the present one.
+    pub(super) fn limit(present: usize, at_registration: usize) -> usize {
+        if Fault::CachedLimit.planted() {
+            at_registration
+        } else {
+            present
+        }
+    }
+
+    /// Asks whether a word names a cell.
+    #[inline(always)]
+    pub(super) fn asks() -> bool {
+        !Fault::TrustRoots.planted()
     }
 }
