@@ -10,8 +10,6 @@ use std::ffi::CString;
 use std::io;
 use std::mem::MaybeUninit;
 
-use crate::fault::{Fault, planted};
-
 /// Bytes of a thread's stack.
 const STACK: usize = 2 << 20;
 
@@ -36,11 +34,9 @@ impl Thread {
     /// # Safety
     /// Everything that `body` borrows lives until the thread is joined.
     pub(crate) unsafe fn start<F: FnOnce() + Send>(name: &str, body: F) -> io::Result<Thread> {
-        if planted(Fault::ThreadsOfStd) {
-            use std::os::unix::thread::JoinHandleExt;
+        if !seam::avoids_std() {
             // SAFETY: forwarded.
-            let thread = unsafe { std::thread::Builder::new().spawn_unchecked(body) }?;
-            return Ok(Thread(thread.into_pthread_t()));
+            return unsafe { seam::start_by_std(body) };
         }
         extern "C" fn run<F: FnOnce()>(start: *mut libc::c_void) -> *mut libc::c_void {
             // SAFETY: `start` leaked this box for this thread alone.
@@ -108,6 +104,26 @@ pub(crate) fn thread_cpu() -> u64 {
     // zero.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+mod seam {
+    use std::io;
+    use std::os::unix::thread::JoinHandleExt;
+
+    use super::Thread;
+    use crate::fault::Fault;
+
+    pub(super) fn avoids_std() -> bool {
+        !Fault::ThreadsOfStd.planted()
+    }
+
+    /// # Safety
+    /// As [`Thread::start`].
+    pub(super) unsafe fn start_by_std<F: FnOnce() + Send>(body: F) -> io::Result<Thread> {
+        // SAFETY: the caller's contract.
+        let thread = unsafe { std::thread::Builder::new().spawn_unchecked(body) }?;
+        Ok(Thread(thread.into_pthread_t()))
+    }
 }
 
 #[cfg(test)]
