@@ -4,7 +4,6 @@
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::modes::JUDGING_LONG;
-use crate::fault::{Fault, planted};
 use crate::heap::{Cell, Space};
 use crate::kind::{Descriptor, KindId, Tag};
 use crate::tracer::WORD;
@@ -54,7 +53,7 @@ pub(crate) unsafe fn judge_load(space: &Space, slot: usize, mode: u32) -> Load {
     };
     let descriptor = space.kinds.get(cell.kind);
     let first = cell.base + descriptor.first_word as usize * WORD;
-    let is_dead = |word| is_dead_target(space, cell.kind, word) && !planted(Fault::JudgedOpen);
+    let is_dead = |word| is_dead_target(space, cell.kind, word) && seam::hides_the_dead();
     match descriptor.tag {
         Tag::Weak if !is_dead(word) => Load::Word(word),
         Tag::Weak if descriptor.long && mode == JUDGING_LONG => Load::Open(word),
@@ -122,4 +121,12 @@ pub(super) fn is_dead_target(space: &Space, kind: KindId, word: usize) -> bool {
         && space
             .resolve(address)
             .is_some_and(|target| !space.is_marked(target.base))
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    pub(super) fn hides_the_dead() -> bool {
+        !Fault::JudgedOpen.planted()
+    }
 }
