@@ -136,15 +136,9 @@ gc_preempt::faults! {
     }
 }
 
-/// Is the fault planted in this process? Constant `false` without the feature `faults`.
-#[inline(always)]
-pub(crate) fn planted(fault: Fault) -> bool {
-    fault.planted()
-}
-
 /// Runs `f`, which changes tables. No stop comes in between.
 pub(crate) fn protected<R>(f: impl FnOnce() -> R) -> R {
-    if planted(Fault::TablesUnprotected) {
+    if Fault::TablesUnprotected.planted() {
         f()
     } else {
         gc_preempt::no_preempt_here(f)
