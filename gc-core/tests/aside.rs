@@ -343,8 +343,8 @@ fn a_thread_that_is_set_aside_has_no_span_and_allocates_again() {
     std::thread::scope(|s| {
         s.spawn(|| {
             let m = heap.attach().unwrap();
-            // SAFETY: cells that are used later stay on the stack, which is scanned.
             let alloc = |i: usize| {
+                // SAFETY: cells that are used later stay on the stack, which is scanned.
                 unsafe { m.alloc_raw(kinds[i], 16) }
                     .unwrap()
                     .cast::<usize>()
