@@ -336,7 +336,7 @@ fn times(a: u64, by: f64) -> u64 {
 mod seam {
     use crate::fault::Fault;
 
-    /// Passes a soft limit rather than to collect without end.
+    /// Passes a soft limit rather than collecting without end.
     pub(super) fn passes_limits() -> bool {
         !Fault::VainCycles.planted()
     }
