@@ -431,10 +431,7 @@ mod tests {
             (Source::Stack(9), "the stack or a register of mutator 9"),
             (Source::Handles(0), "a handle of a scope of mutator 0"),
             (Source::Handles(3), "a handle of a scope of mutator 3"),
-            (
-                Source::Aside(2),
-                "the stack or a scope of waiting mutator 2",
-            ),
+            (Source::Aside(2), "the stack or a handle of mutator 2"),
         ] {
             assert_eq!(Named(source.word()).to_string(), name);
         }
