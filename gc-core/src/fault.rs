@@ -84,7 +84,6 @@ gc_preempt::faults! {
         NoAllocatedBit = "no-allocated-bit",
         PagesBeforeBacking = "pages-before-backing",
         SpansLostInChild = "spans-lost-in-child",
-        UnreportedCells = "unreported-cells",
         WalkBesideSweep = "walk-beside-sweep",
         TooLargeCollects = "too-large-collects",
         PublishFirst = "publish-first",

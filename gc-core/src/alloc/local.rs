@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use super::run::Run;
-use crate::heap::{SpanReserve, Unreported};
+use crate::heap::SpanReserve;
 use crate::limits::MAX_SITES;
 use crate::memory::MapError;
 use crate::memory::os::Table;
@@ -73,8 +73,6 @@ pub struct LocalAllocator {
     pub(super) listed: SiteList,
     /// Cells that the mutator took since the last collection that `collect_every` asked for.
     pub(super) taken: AtomicU64,
-    /// Cells that the mutator took and has not reported.
-    pub(crate) unreported: Unreported,
     /// The pages that the mutator's next spans are cut from.
     pub(crate) span_reserve: SpanReserve,
 }
@@ -86,7 +84,6 @@ impl LocalAllocator {
             owned: Table::new(MAX_SITES)?,
             listed: SiteList::default(),
             taken: AtomicU64::new(0),
-            unreported: Unreported::default(),
             span_reserve: SpanReserve::default(),
         })
     }

@@ -11,7 +11,7 @@ use super::local::{LocalAllocator, OwnedSpan};
 use super::review::REFILL_PIECE;
 use super::run::{RUN_BYTES, Refill, Run};
 use crate::error::AllocError;
-use crate::heap::{Class, GRANULE, PAGE, Site, Space, Unreported, take_first_run};
+use crate::heap::{Class, GRANULE, PAGE, Site, Space, take_first_run};
 use crate::memory::prefetch::prefetch;
 
 /// The size of a cell from which clearing it takes longer than its first cache miss.
@@ -71,7 +71,7 @@ impl LocalAllocator {
                     Err(no) => return space.after_sweep(no, site.size()).map(|()| Refill::Again),
                 }
             }
-            let found = fill(space, run, owned, &self.unreported, class, most);
+            let found = fill(space, run, owned, class, most);
             if found != 0 {
                 prefetch_holes(space, owned, class);
                 if space.collect_every.is_some() {
@@ -136,7 +136,6 @@ fn fill(
     space: &Space,
     run: &mut Run,
     owned: &mut OwnedSpan,
-    unreported: &Unreported,
     class: &'static Class,
     most: usize,
 ) -> usize {
@@ -155,7 +154,7 @@ fn fill(
                 bits &= !(1 << last);
                 owned.position = ((word * 64 + last as usize) / class.stride()) as u32;
             }
-            return install_holes(space, run, owned, unreported, class, word, bits);
+            return install_holes(space, run, owned, class, word, bits);
         }
         Some(allocated.cell_at(word * 64 + bits.trailing_zeros() as usize))
     } else {
@@ -165,7 +164,7 @@ fn fill(
         return 0;
     };
     let to = allocated.next_set(from, (from + most).min(class.cells as usize));
-    install(space, run, unreported, span, class, from, to);
+    install(space, run, span, class, from, to);
     owned.position = to as u32;
     to - from
 }
@@ -206,7 +205,6 @@ fn install_holes(
     space: &Space,
     run: &mut Run,
     owned: &mut OwnedSpan,
-    unreported: &Unreported,
     class: &'static Class,
     word: usize,
     bits: u64,
@@ -214,7 +212,7 @@ fn install_holes(
     let span = owned.span as usize - 1;
     let size = class.size as usize;
     let cells = bits.count_ones() as usize;
-    space.count_allocated(unreported, cells, cells * size);
+    space.count_allocated(cells, cells * size);
     space.note_bits(span + word * 64 * GRANULE / PAGE);
     let start = space.base() + span * PAGE + word * 64 * GRANULE;
     // SAFETY: this mutator owns the span.
@@ -248,7 +246,6 @@ fn install_holes(
 fn install(
     space: &Space,
     run: &mut Run,
-    unreported: &Unreported,
     span: usize,
     class: &'static Class,
     from: usize,
@@ -258,7 +255,7 @@ fn install(
     let (start, bytes) = (space.base() + span * PAGE + from * size, (to - from) * size);
     // A locked instruction waits for all stores before it, so the locked ones come before the
     // clearing.
-    space.count_allocated(unreported, to - from, bytes);
+    space.count_allocated(to - from, bytes);
     space.note_bits(span);
     space.note_bits(span + class.pages as usize - 1);
     // SAFETY: this mutator owns the span, and the cells are free: their bits are clear, so no other

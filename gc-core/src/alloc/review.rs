@@ -139,7 +139,6 @@ impl LocalAllocator {
     /// `no_preempt`, by the owner of this allocator.
     pub fn retire(&self, space: &Space) {
         space.give_back_reserve(&self.span_reserve);
-        space.report(&self.unreported);
         self.retire_sites(space, usize::MAX);
     }
 

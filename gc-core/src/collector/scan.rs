@@ -36,7 +36,6 @@ impl Cycle<'_, '_> {
             self.take_idle_spans();
         }
         self.review_idle();
-        self.gather();
         self.given = state.given();
         // Relaxed: the collector's own.
         let before = state.cells.load(Ordering::Relaxed);

@@ -22,7 +22,6 @@ impl Cycle<'_, '_> {
         }
         self.stats.finalizable = state.finalizers.publish();
         state.drops.publish();
-        self.gather();
         let given = state.given();
         // Cells that mutators were given during marking are black, whether they are allocated yet
         // or not.
@@ -80,8 +79,7 @@ impl Cycle<'_, '_> {
         }
         state.space.swap(self.stats.young, young_next);
         let mutators = self.settle_owned(young_next);
-        let room = state.pace.goal().saturating_sub(state.pace.kept());
-        state.space.foresee(room, mutators);
+        state.space.set_mutators(mutators);
         state.old.set(found);
         self.resume();
         // ---- ... to here ------------------------------------------------------------------------
@@ -99,16 +97,6 @@ impl Cycle<'_, '_> {
         state.give_back_reserve();
         state.requests.end(self.stats.number);
         Phase::Sweep
-    }
-
-    /// In a stop: reports the counts of all mutators to the heap's allocation count.
-    pub(super) fn gather(&mut self) {
-        let state = self.state;
-        for mutator in self.stop().mutators() {
-            if let Some(context) = context_of(&mutator) {
-                state.space.report(&context.local.unreported);
-            }
-        }
     }
 
     /// In the stop in which the bitmaps have swapped: updates the spans and handle tables of all

@@ -74,7 +74,6 @@ mod span_reserve;
 #[cfg(any(test, feature = "internals"))]
 pub use crate::limits::MIN_RESERVE;
 pub use crate::limits::{MAX_RESERVE, POISON};
-pub(crate) use allocation_count::Unreported;
 pub(crate) use bitmap::{Bitmap, WORDS_PER_PAGE, take_first_run};
 pub use large::{LargeReservation, LargeStep};
 pub(crate) use page_runs::CHUNK_PAGES;

@@ -9,23 +9,12 @@
 //!
 //! `distance` counts the pages back to the first page of the span. A word is stored after
 //! everything that it leads to (Release), and is made zero first. So an address in a span that is
-//! not published names nothing.
+//! not published names nothing. Markers do not prefetch these words: docs/experiments.md.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::size_classes::PAGE;
 use crate::kind::KindId;
 use crate::memory::os::{MapError, Table};
-
-/// Pages whose words fill 2 MiB, about the size of a core's second-level cache. In a heap that
-/// reaches further a marker prefetches each word together with the mark bit; in a smaller one the
-/// prefetch costs more than it gains (docs/experiments.md).
-const FAR: usize = (2 << 30) / PAGE;
-
-/// Whether markers prefetch page-table words in a heap of so many pages.
-pub(super) fn are_far(pages: usize) -> bool {
-    pages > FAR
-}
 
 /// What a page's word says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,12 +100,6 @@ impl PageTable {
     pub(crate) fn word(&self, page: usize) -> &AtomicU32 {
         // SAFETY: callers pass pages of the address range; zeroed memory is a valid AtomicU32.
         unsafe { &*self.words.at(page) }
-    }
-
-    /// Prefetches a page's word.
-    #[inline(always)]
-    pub(crate) fn prefetch(&self, page: usize) {
-        crate::memory::prefetch::prefetch(self.words.at(page) as usize);
     }
 
     #[inline(always)]

@@ -15,7 +15,7 @@ mod sweep;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 use gc_preempt::Mutex;
@@ -25,7 +25,7 @@ use super::allocation_count::AllocationCount;
 use super::bitmap::{Bitmap, PAGES_PER_BITMAP_PAGE, WORDS_PER_PAGE};
 use super::large::LargeObjects;
 use super::page_runs::{CHUNK_PAGES, NoPages, PageRuns, Record, Records};
-use super::page_table::{Page, PageTable, are_far};
+use super::page_table::{Page, PageTable};
 use super::prefault::Prefault;
 use super::range::Range;
 use super::scavenge::SmallChunks;
@@ -117,8 +117,6 @@ pub struct Space {
     /// Whether a collection marks, so that new cells are allocated black. Changes only while the
     /// world is stopped.
     pub(crate) marking: AtomicBool,
-    /// Whether markers prefetch page-table words. Changes only while the world is stopped.
-    pub(crate) far: AtomicBool,
     pub(crate) kinds: Kinds,
     pub(crate) sites: SiteTable,
     pub(crate) page_runs: CachePadded<Mutex<PageRuns>>,
@@ -137,9 +135,7 @@ pub struct Space {
     large: LargeObjects,
     /// Cells and bytes that mutators got since the last swap.
     allocation_count: CachePadded<AllocationCount>,
-    /// Bytes that one mutator may leave unreported, and the number of mutators. A stop writes both;
-    /// a reader may see an old value.
-    report_at: AtomicU64,
+    /// The number of mutators. A stop writes it; a reader may see an old value.
     mutators: AtomicUsize,
     /// The number of swaps of the bitmaps. Changes only while the world is stopped.
     pub(crate) swaps: Swaps,
@@ -237,7 +233,6 @@ impl Space {
             len: bytes as usize,
             role: AtomicUsize::new(0),
             marking: AtomicBool::new(false),
-            far: AtomicBool::new(false),
             kinds: Kinds::new(most_kinds)?,
             sites: SiteTable::new(most_kinds, spare)?,
             page_runs: CachePadded::new(Mutex::new(PageRuns::new(NEVER_TAKEN, writable, limit))),
@@ -248,7 +243,6 @@ impl Space {
             pre_touched: pre_touch,
             large: LargeObjects::default(),
             allocation_count: CachePadded::default(),
-            report_at: AtomicU64::new(0),
             mutators: AtomicUsize::new(0),
             unswept: CachePadded::default(),
             swaps: Swaps::default(),
@@ -292,12 +286,6 @@ impl Space {
     /// The addresses of the range. It may be smaller than the reserve that was asked for.
     pub fn reserved(&self) -> std::ops::Range<usize> {
         self.range.base..self.range.base + self.len
-    }
-
-    /// Whether the heap has so many page-table words that a marker should prefetch each one. Takes
-    /// the heap's lock.
-    pub(crate) fn is_far(&self) -> bool {
-        are_far(self.top())
     }
 
     /// Whether more than half of the hard limit is in use. Takes the heap's lock.

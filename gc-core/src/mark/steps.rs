@@ -43,8 +43,6 @@ pub(crate) struct Core<'a> {
     pub(super) grey_class: usize,
     pub(super) grey_kind: KindId,
     pub(super) marked: Marked,
-    /// See [`Space::is_far`].
-    pub(super) far: bool,
     /// No other thread sets mark bits while this marker exists, so it sets them without a locked
     /// instruction.
     pub(super) alone: bool,
@@ -68,8 +66,6 @@ impl<'a> Core<'a> {
             grey_class: 0,
             grey_kind: KindId(0),
             marked: Marked::default(),
-            // Relaxed: the stop orders it, and a late look costs time only.
-            far: space.far.load(Ordering::Relaxed),
             alone: false,
             record: None,
         }
@@ -88,11 +84,6 @@ impl<'a> Core<'a> {
             return;
         }
         self.marks.prefetch(offset);
-        if self.far {
-            // Such a heap waits for memory; the code of a small heap falls through.
-            core::hint::cold_path();
-            self.space.page_table().prefetch(offset / PAGE);
-        }
         if let Some(oldest) = self.edges.exchange(offset) {
             self.mark_soon(oldest);
         }

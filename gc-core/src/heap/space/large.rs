@@ -94,7 +94,7 @@ impl Space {
             self.allocated_black.note_range(first * PAGE / GRANULE, 1);
         }
         self.large.lists.lock().swept.push(self.records(), first);
-        self.count_at_once(1, pages * PAGE);
+        self.count_allocated(1, pages * PAGE);
         self.page_table().set(first, Page::Large { distance: 0 });
         // SAFETY: the address range does not begin at zero.
         unsafe { NonNull::new_unchecked((self.base() + first * PAGE) as *mut u8) }

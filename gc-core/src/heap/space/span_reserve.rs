@@ -56,6 +56,11 @@ impl Space {
         Ok((first, self.range.dirty.count(first, pages) == 0))
     }
 
+    /// In a stop: says how many mutators share the reserve.
+    pub(crate) fn set_mutators(&self, mutators: usize) {
+        self.mutators.store(mutators, Ordering::Relaxed);
+    }
+
     /// Gives back the rest of a mutator's reserve. By the mutator under `no_preempt`, or outside of
     /// stops.
     pub(crate) fn give_back_reserve(&self, reserve: &SpanReserve) {

@@ -37,7 +37,6 @@ impl Space {
         // Ordering: Relaxed. The resume that ends the stop orders it before a mutator's next
         // instruction.
         self.marking.store(true, Ordering::Relaxed);
-        self.far.store(self.is_far(), Ordering::Relaxed);
         self.allocated_black.begin(notes_allocated_black);
     }
 

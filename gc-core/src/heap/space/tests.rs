@@ -362,22 +362,6 @@ fn a_word_past_the_end_names_its_cell_only_where_configured() {
     }
 }
 
-/// Markers prefetch words of the page table once the heap spans some GiB.
-#[test]
-fn page_words_are_asked_for_ahead_in_a_heap_of_some_gib() {
-    let mut toy = Toy::new(SpaceConfig {
-        reserve: 4 << 30,
-        ..SpaceConfig::default()
-    });
-    let kind = leaf(&toy);
-    toy.collect(&[]);
-    assert!(!toy.space.far.load(Ordering::Relaxed));
-    // The object's memory is not touched.
-    toy.runs.reserve_large(&toy.space, kind, 2 << 30).unwrap();
-    toy.mark(&[]);
-    assert!(toy.space.far.load(Ordering::Relaxed));
-}
-
 /// A large object resolves to nothing before it is published and after it died.
 #[test]
 fn a_large_object_is_invisible_until_it_is_published() {

@@ -108,7 +108,7 @@ fn a_mutator_that_allocates_little_reserves_little_and_a_small_heap_nothing() {
 fn many_mutators_reserve_no_more_together_than_two() {
     let two = Two::new(128 << 20, roomy());
     let reserved = |mutators| {
-        two.toy.space.foresee(0, mutators);
+        two.toy.space.set_mutators(mutators);
         let before = two.toy.space.used_bytes() as usize;
         for _ in 0..40 {
             two.span(false).unwrap();
