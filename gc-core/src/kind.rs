@@ -408,6 +408,8 @@ impl Kind {
 pub enum KindError {
     /// The heap has as many kinds as its reserve allows: 65,536 with a reserve of 1 GiB or more.
     TooMany,
+    /// The heap has as many encodings as it can have (1024).
+    TooManyEncodings,
     /// The system refused memory for the table of kinds.
     System(MapError),
     /// The encoding's `value` has bits outside its `mask`, so no word would be an edge.
@@ -421,6 +423,9 @@ impl fmt::Display for KindError {
                 f,
                 "the heap has as many kinds as its reserve allows (at most {MAX_KINDS}); share a kind among types of one layout, or raise the reserve"
             ),
+            KindError::TooManyEncodings => {
+                f.write_str("the heap has 1024 encodings already: describe edges by fewer of them")
+            }
             KindError::System(e) => e.fmt(f),
             KindError::Encoding(e) => write!(
                 f,
@@ -539,12 +544,8 @@ impl Kinds {
     /// Adds a kind. Call it outside of `no_preempt`, because a kind that is not added is freed; it
     /// enters `no_preempt` while it holds the lock.
     pub(crate) fn add(&self, kind: Kind) -> Result<KindId, KindError> {
-        if let Shape::Words { encoding, .. }
-        | Shape::Array { encoding, .. }
-        | Shape::Weak { encoding, .. }
-        | Shape::Ephemeron { encoding, .. } = &kind.shape
-            && encoding.value & !encoding.mask != 0
-        {
+        let is_wrong = |encoding: &&Encoding| encoding.value & !encoding.mask != 0;
+        if let Some(encoding) = kind.encodings().iter().find(is_wrong) {
             return Err(KindError::Encoding(*encoding));
         }
         let none = Descriptor {
@@ -769,9 +770,11 @@ mod tests {
             value: 2,
             keep: !3,
         };
-        assert_eq!(
-            kinds.add(Kind::array("a", 0, bad)),
-            Err(KindError::Encoding(bad))
-        );
+        let array = Kind::array("a", 0, bad);
+        // SAFETY: no cell is made.
+        let traced = unsafe { Kind::traced_with("t", |_, _, _| (), &[Encoding::RAW, bad]) };
+        for kind in [array, traced] {
+            assert_eq!(kinds.add(kind), Err(KindError::Encoding(bad)));
+        }
     }
 }

@@ -267,11 +267,11 @@ fn h98_what_a_thread_holds_that_waits_for_long_lives() {
 }
 
 /// The end of a thread that is aside is found also where mutators that are aside are scanned in
-/// stops. With `aside-unburied` planted, the mutator stays aside.
+/// stops. With `aside-dead-kept` planted, the mutator stays aside.
 #[test]
 fn h97_a_thread_that_ends_where_it_waits_is_forgotten_where_scans_fall_into_stops() {
     let name = "h97_a_thread_that_ends_where_it_waits_is_forgotten_where_scans_fall_into_stops";
-    hazard(name, "aside-unburied", || {
+    hazard(name, "aside-dead-kept", || {
         let heap = Heap::builder().reserve(1 << 30).stop_the_world(true);
         let heap = heap.build().unwrap();
         let (ready, done) = (Barrier::new(2), AtomicBool::new(false));

@@ -80,12 +80,12 @@ fn dying_values() {
 }
 
 /// Weak references to dead values are cleared before the values are queued for drop. With
-/// `condemn-first` planted, they give such values.
+/// `queued-first` planted, they give such values.
 #[test]
 fn a_weak_reference_never_finds_a_value_that_is_about_to_be_dropped() {
     common::hazard(
         "a_weak_reference_never_finds_a_value_that_is_about_to_be_dropped",
-        "condemn-first",
+        "queued-first",
         dying_values,
     );
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use common::{backed, hazard, hazard_given, in_a_child, kinds};
-use gc_core::raw::Kind;
+use gc_core::raw::{Encoding, Kind, KindError};
 use gc_core::{AllocError, Heap, Leaf};
 
 fn limit(resource: libc::__rlimit_resource_t, bytes: u64) {
@@ -626,4 +626,18 @@ fn h64_a_heap_of_the_default_reserve_promises_little() {
             is_of_use(&heap);
         },
     );
+}
+
+/// A full table of encodings is an error of its own, and kinds of encodings that the heap has
+/// already can still be made.
+#[test]
+fn a_full_table_of_encodings_says_so() {
+    let heap = Heap::builder().build().unwrap();
+    let kind = |tag: usize| Kind::array("tagged", 0, Encoding::nan_box(!0 << 48, tag << 48, !7));
+    let made = (1..).find_map(|tag| heap.kind(kind(tag)).err().map(|error| (tag, error)));
+    let Some((tag, error)) = made else {
+        unreachable!()
+    };
+    assert_eq!((tag, error), (1024, KindError::TooManyEncodings));
+    assert!(heap.kind(kind(1)).is_ok());
 }

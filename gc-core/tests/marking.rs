@@ -181,7 +181,7 @@ fn h28_what_finds_no_room_in_the_heap_s_log_is_marked_on_the_spot() {
 #[test]
 fn what_a_helper_puts_down_is_marked_beside_the_mutators() {
     let name = "what_a_helper_puts_down_is_marked_beside_the_mutators";
-    hazard_given(name, "slow-helpers", "stop-traces-on", &[], || {
+    hazard_given(name, "slow-assists", "stop-traces-on", &[], || {
         let (heap, k) = common::continuous();
         let m = heap.attach().unwrap();
         let shelf = Shelf::new(&m, k, 20_000);
@@ -205,7 +205,7 @@ fn what_a_helper_puts_down_is_marked_beside_the_mutators() {
 #[test]
 fn a_stop_does_not_wait_for_mutators_that_help() {
     let name = "a_stop_does_not_wait_for_mutators_that_help";
-    hazard_given(name, "brisk-helpers", "assists-unheld", &[], || {
+    hazard_given(name, "brisk-assists", "assists-unheld", &[], || {
         const CYCLES: u32 = 20;
         let (heap, k) = common::continuous();
         let m = heap.attach().unwrap();

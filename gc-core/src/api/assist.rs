@@ -159,10 +159,10 @@ mod seam {
 
     /// Longer, and shorter, than the collector waits for an assist.
     pub(super) fn delay() {
-        if Fault::SlowHelpers.planted() {
+        if Fault::SlowAssists.planted() {
             std::thread::sleep(Duration::from_millis(30));
         }
-        if Fault::BriskHelpers.planted() {
+        if Fault::BriskAssists.planted() {
             std::thread::sleep(Duration::from_millis(2));
         }
     }

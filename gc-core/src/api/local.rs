@@ -367,6 +367,7 @@ impl<'s> Scope<'s> {
     /// If the cell does not lie in this scope's heap, if the system has no memory for another
     /// handle, and inside `blocking`.
     #[inline]
+    #[track_caller]
     pub fn hold<T>(&self, local: &Local<'_, T>) -> Local<'s, T> {
         self.check_address(local.cell.as_ptr() as usize, "handle");
         // SAFETY: a local's cell is alive, and in this heap, as has been checked.
@@ -395,6 +396,7 @@ impl<'s> Scope<'s> {
     /// # Panics
     /// Inside `blocking`, and if the cell does not lie in this scope's heap.
     #[inline]
+    #[track_caller]
     pub fn try_hold<T>(&self, local: &Local<'_, T>) -> Result<Local<'s, T>, AllocError> {
         self.check_running();
         self.check_address(local.cell.as_ptr() as usize, "handle");

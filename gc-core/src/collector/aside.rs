@@ -31,7 +31,7 @@ use crate::weak::IDLE;
 const PIECE: usize = 16;
 
 /// Mutators that are checked for the ends of their threads under one registry lock.
-const BURIED: usize = 256;
+const ASIDE_A_PIECE: usize = 256;
 
 /// The most sites of a mutator that is set aside, since it gives them back under the registry lock.
 /// A mutator with more sites waits until stops have taken them (`alloc/review.rs`).
@@ -44,7 +44,7 @@ pub(super) fn set_aside(shared: &Shared) -> bool {
     // threads that have ended.
     let mut from = Some(usize::MAX);
     while let Some(at) = from.filter(|_| seam::forgets_the_ended()) {
-        from = shared.world.for_each_aside(at, BURIED, |_| ());
+        from = shared.world.for_each_aside(at, ASIDE_A_PIECE, |_| ());
     }
     let mut lowered = false;
     let may = |mutator: &StoppedMutator<'_>| {
@@ -155,7 +155,7 @@ mod seam {
 
     /// Forgets the mutators whose threads have ended.
     pub(super) fn forgets_the_ended() -> bool {
-        !Fault::AsideUnburied.planted()
+        !Fault::AsideDeadKept.planted()
     }
 
     /// A mutator that is set aside gives its runs back.

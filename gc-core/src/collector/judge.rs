@@ -204,7 +204,7 @@ mod seam {
 
     /// Nothing is queued, and nothing is resurrected, before short weak words are cleared.
     pub(super) fn before_clearing(cycle: &mut Cycle<'_, '_>) {
-        if Fault::CondemnFirst.planted() {
+        if Fault::QueuedFirst.planted() {
             cycle.queue_for_drop();
         }
         if Fault::FinalizersFirst.planted() {

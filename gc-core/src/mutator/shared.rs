@@ -94,7 +94,9 @@ impl Shared {
     /// Adds a kind of cells.
     pub(crate) fn add_kind(&self, kind: Kind) -> Result<KindId, KindError> {
         for encoding in kind.encodings() {
-            self.encodings.number(*encoding).ok_or(KindError::TooMany)?;
+            self.encodings
+                .number(*encoding)
+                .ok_or(KindError::TooManyEncodings)?;
         }
         self.space.add_kind(kind)
     }
