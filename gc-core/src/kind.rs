@@ -117,8 +117,8 @@ impl Kind {
     /// let heap = Heap::builder().build()?;
     /// let mutator = heap.attach()?;
     /// let string = heap.kind(Kind::leaf_uninit("string"))?;
-    /// let text = "not zeroed, but copied at once"; // SAFETY: a leaf; all bytes are written, and
-    /// the cell is on this stack meanwhile.
+    /// let text = "not zeroed, but copied at once";
+    /// // SAFETY: a leaf; all bytes are written, and the cell is on this stack meanwhile.
     /// unsafe {
     ///     let cell = mutator.alloc_raw(string, text.len())?;
     ///     cell.as_ptr().copy_from_nonoverlapping(text.as_ptr(), text.len());
