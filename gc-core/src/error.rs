@@ -184,7 +184,8 @@ impl std::error::Error for SiteError {
 pub enum SpaceError {
     /// The system refused the address space.
     Map(MapError),
-    /// The hard limit is below [`MINIMUM_LIMIT`](crate::MINIMUM_LIMIT).
+    /// The hard limit is smaller than a span. [`HeapBuilder`](crate::HeapBuilder) refuses any limit
+    /// below [`MINIMUM_LIMIT`](crate::MINIMUM_LIMIT) before.
     LimitTooSmall(u64),
     /// The reserve is below [`MINIMUM_RESERVE`](crate::MINIMUM_RESERVE), or above 4 TiB, the most
     /// that a heap's tables can number.

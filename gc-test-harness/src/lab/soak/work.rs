@@ -189,7 +189,7 @@ pub fn holds_its_registers<M>(
     let before = (image.registers.clone(), image.stack, image.red_zone);
     let image = Box::into_raw(image) as usize;
     std::thread::scope(|s| {
-        s.spawn(move || {
+        let holder = s.spawn(move || {
             let mutator = attach();
             // SAFETY: the image lives until the scope has ended. Until then other threads access
             // its flags only.
@@ -198,6 +198,10 @@ pub fn holds_its_registers<M>(
         });
         // SAFETY: the image lives, and this reads one of its flags.
         while !unsafe { Image::is_held(image as *const Image) } {
+            // The scope passes the thread's panic on.
+            if holder.is_finished() {
+                return;
+            }
             std::thread::yield_now();
         }
         meanwhile();
