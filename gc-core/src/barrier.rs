@@ -190,7 +190,7 @@ pub fn load_weak_address() -> usize {
 }
 
 /// The two restart ranges.
-pub(crate) fn units() -> [core::ops::Range<usize>; 2] {
+pub(crate) fn restart_ranges() -> [core::ops::Range<usize>; 2] {
     [
         store_address()..urge_gc_core_store_end as *const () as usize,
         load_weak_address()..urge_gc_core_load_weak_end as *const () as usize,
@@ -204,7 +204,7 @@ pub(crate) fn register_units(world: &World) -> Result<(), CodeError> {
     if *done || !seam::has_restart_ranges() {
         return Ok(());
     }
-    for range in units() {
+    for range in restart_ranges() {
         let spec = CodeSpec {
             range,
             what: CodeWhat::Restart,

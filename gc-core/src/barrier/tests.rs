@@ -172,7 +172,7 @@ fn what_was_overwritten_or_loaded_weakly_while_marking_lives() {
 
 #[test]
 fn the_units_are_short_and_apart() {
-    let [store, weak] = units();
+    let [store, weak] = restart_ranges();
     assert!(store.len() < 64 && weak.len() < 64, "{store:?} {weak:?}");
     assert!(store.end <= weak.start || weak.end <= store.start);
 }

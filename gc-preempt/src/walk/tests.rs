@@ -15,7 +15,7 @@ use crate::stackmap::StackMaps;
 use crate::stackmap::cranelift::{Function, Site as Call};
 use crate::unwind;
 
-/// Remembers what it is told.
+/// Records the ranges that a walk reports.
 #[derive(Debug, Default)]
 struct Recorder {
     ranges: Vec<Range<usize>>,
@@ -65,7 +65,7 @@ const SPAN: usize = 48;
 
 impl Scene {
     fn new(known: bool) -> Self {
-        // Two functions, and some bytes that belong to none.
+        // Two functions, and some bytes that belong to neither function.
         let mut code = vec![0x90u8; 2 * SIZE + 8].into_boxed_slice();
         for function in 0..2 {
             let bytes = &mut code[function * SIZE..][..SIZE];
@@ -146,7 +146,7 @@ impl Scene {
             stack,
             outermost: &outermost,
         };
-        // SAFETY: stack and code are this scene's, and nobody else uses its map.
+        // SAFETY: stack and code are this scene's, and no other code uses its map.
         let stats = unsafe { walk(self.map, next_stop(), snapshot, frames, &mut sink) };
         // Registers first, always.
         let gpr = snapshot.registers.gpr.as_ptr_range();
@@ -167,11 +167,11 @@ fn next_stop() -> u64 {
 
 const NOWHERE: usize = 0x10;
 
-/// A managed frame interrupted at each kind of place, called by another one, called by code that
-/// nobody knows.
+/// A managed frame interrupted at each kind of place. Another managed frame called it, and code
+/// without a map called that one.
 #[test]
 fn an_interrupted_managed_frame_ends_where_its_pc_says() {
-    // (PC, words from SP to the CFA, whether RBP is the caller's already or still)
+    // (PC, words from SP to the CFA, whether RBP is the caller's)
     for (offset, words, callers) in [
         (0, 1, true),
         (1, 2, true),
@@ -184,7 +184,7 @@ fn an_interrupted_managed_frame_ends_where_its_pc_says() {
         let mut scene = Scene::new(true);
         let sp = 20;
         let cfa = sp + words;
-        // The caller's frame, of function 1, and above it nothing known.
+        // The caller's frame, of function 1. The frames above it have no map.
         scene.outer(1, cfa, NOWHERE, NOWHERE);
         let callers_fp = scene.at(cfa) + SPAN;
         scene.set(cfa - 2, callers_fp);
@@ -204,7 +204,7 @@ fn an_interrupted_managed_frame_ends_where_its_pc_says() {
                 scene.range(sp - 16, cfa),   // red zone and frame
                 scene.range(body, body + 1), // the arguments of its call
                 scene.range(fp - 2, fp + 1), // registers saved for its caller
-                scene.range(fp + 2, 64),     // the unknown
+                scene.range(fp + 2, 64),     // frames without a map
             ],
             "at {offset}"
         );
@@ -246,7 +246,7 @@ fn what_no_map_names_is_scanned_word_by_word_and_counted() {
         (0, 2, 1)
     );
     assert_eq!(sink.ranges, [scene.range(10, 18), scene.range(18, 64)]);
-    // An entry that says that the compiler does not know.
+    // An entry that says that the compiler has no map for this address.
     let mut scene = Scene::new(false);
     scene.outer(0, 10, NOWHERE, NOWHERE);
     let rbp = scene.at(10) + SPAN;
@@ -341,8 +341,8 @@ fn vectors_in_use_are_scanned() {
     assert_eq!(scene.walk(&snapshot).1.ranges[0], registers);
 }
 
-/// What the trampoline leaves, by words from SP: the image, the registers of what it interrupted,
-/// and the red zone of that.
+/// What the trampoline leaves, by words from SP: the image, the registers of the interrupted code,
+/// and its red zone.
 struct Injected {
     image: usize,
     registers: usize,
@@ -372,8 +372,8 @@ impl Scene {
     }
 }
 
-/// An injected call interrupted managed code that stood exactly at a return address; its hook has
-/// called us.
+/// An injected call interrupted managed code exactly at a return address, and its hook called the
+/// walk.
 #[test]
 fn behind_an_injected_call_the_innermost_rule_holds_again() {
     let (mut scene, at) = Scene::injected(40, CALL);
@@ -397,8 +397,8 @@ fn behind_an_injected_call_the_innermost_rule_holds_again() {
     );
 }
 
-/// A long jump has left a hook, and other frames lie over what the injected call had left on the
-/// stack: nothing speaks of it any more.
+/// A long jump has left a hook, and other frames lie over the words of the injected call: no record
+/// of the call is left.
 #[test]
 fn an_injected_call_that_was_left_by_a_long_jump_is_no_frame() {
     let (mut scene, at) = Scene::injected(40, CALL);
@@ -407,7 +407,7 @@ fn an_injected_call_that_was_left_by_a_long_jump_is_no_frame() {
     let snapshot = scene.snapshot(Origin::Call, scene.pc(CALL), at.sp - 2, rbp);
     let (stats, _) = scene.walk(&snapshot);
     assert_eq!((stats.precise, stats.injected), (1, 0));
-    // Nor if the walk is lost below it.
+    // The same if the walk loses the frames below it.
     let snapshot = scene.snapshot(Origin::Call, NOWHERE, 20, 0);
     let (stats, sink) = scene.walk(&snapshot);
     assert_eq!((stats.to_base, stats.injected), (true, 0));
@@ -436,8 +436,8 @@ fn what_is_not_as_the_trampoline_leaves_it_is_scanned_to_the_base() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3000))]
 
-    /// Stacks of anything, among it addresses of the code and of the stack itself: what is reported
-    /// lies on the stack, and a frame's words are left out only if a map speaks of them.
+    /// Stacks of arbitrary words, some of which are addresses of the code and of the stack. Each
+    /// reported range lies on the stack, and the walk leaves out words of frames with a map only.
     #[test]
     fn any_stack_is_walked_within_its_bounds(
         words in proptest::collection::vec((0u8..4, any::<u16>()), 64),
@@ -475,7 +475,7 @@ proptest! {
 
 // ---- the test's own stack -----------------------------------------------------------------------
 
-/// What the system's unwinder sees, from the caller of `f` outwards.
+/// The return addresses that the system's unwinder finds, from the caller of `f` outwards.
 fn backtrace() -> Vec<usize> {
     #[repr(C)]
     struct Context {
@@ -487,7 +487,7 @@ fn backtrace() -> Vec<usize> {
         fn _Unwind_GetIP(context: *mut Context) -> usize;
     }
     extern "C" fn each(context: *mut Context, to: *mut ()) -> i32 {
-        // SAFETY: called by `_Unwind_Backtrace` with what it was given.
+        // SAFETY: `_Unwind_Backtrace` passes the pointer that it was given.
         unsafe { (*to.cast::<Vec<usize>>()).push(_Unwind_GetIP(context)) };
         0
     }
@@ -523,11 +523,11 @@ struct Seen {
     oracle: Vec<usize>,
 }
 
-/// Walks the stack of this very thread, from a call of ours.
+/// Walks this thread's stack, from a call in this file.
 fn walk_here() -> Seen {
     unwind::setup();
     extern "C-unwind" fn at_call(seen: *mut (), sp: usize, fp: usize, pc: usize) {
-        // SAFETY: `call_spilled` hands through what it is given below.
+        // SAFETY: `call_spilled` passes the pointer that it is given below.
         let seen = unsafe { &mut *seen.cast::<Option<Seen>>() };
         let snapshot = Snapshot {
             registers: Registers::at_call(sp, fp, pc),
@@ -553,7 +553,7 @@ fn walk_here() -> Seen {
 }
 
 impl Seen {
-    /// The walk agrees with the system's unwinder from `call_spilled` outwards, and left no word
+    /// The walk agrees with the system's unwinder from `call_spilled` outwards, and leaves no word
     /// out.
     fn check(&self) {
         assert!(!self.stats.to_base, "lost after {:x?}", self.pcs.last());
@@ -627,8 +627,8 @@ fn frames_of_libc_are_walked_through() {
     );
 }
 
-/// A signal handler of somebody else's, on the thread's own stack: the walk passes its trampoline,
-/// and what it interrupted is scanned with its red zone.
+/// A host's signal handler on the thread's own stack: the walk passes its trampoline, and scans the
+/// interrupted frame with its red zone.
 #[test]
 fn a_foreign_signal_frame_is_an_interruption() {
     static FOUND: std::sync::Mutex<Option<Seen>> = std::sync::Mutex::new(None);
@@ -642,7 +642,8 @@ fn a_foreign_signal_frame_is_an_interruption() {
         );
         *FOUND.lock().unwrap() = Some(walk_here());
     }
-    // SAFETY: an orderly handler, raised at one place only, on this thread.
+    // SAFETY: the handler keeps the rules of handlers; the signal is raised at one place, on this
+    // thread.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as *const () as usize;
