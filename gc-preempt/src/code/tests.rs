@@ -33,7 +33,7 @@ fn inner(range: Range<usize>, what: CodeWhat) -> CodeSpec {
 }
 
 impl CodeMap {
-    /// For a map that only one test sees: there is no stop and no other thread.
+    /// For a map that only one test uses: there is no stop and no other thread.
     fn add(&'static self, spec: CodeSpec) -> Result<CodeGuard, CodeError> {
         // SAFETY: the map is this test's alone.
         unsafe { self.register(1, spec.checked()?) }
@@ -237,8 +237,8 @@ fn another_worlds_stop_removes_nothing() {
     }
 }
 
-/// As a JIT compiler does it: each function is registered when it is compiled, and keeps the arena.
-/// With registrations, searches or removals that look at each other, this takes a quarter of an
+/// A JIT compiler registers each function when it is compiled, and the function keeps the arena. If
+/// a registration, search or removal looked at the other ones, this test would take a quarter of an
 /// hour.
 #[test]
 fn an_arena_is_filled_and_emptied_function_by_function() {
@@ -256,7 +256,7 @@ fn an_arena_is_filled_and_emptied_function_by_function() {
         });
         guard.unwrap()
     };
-    // Neither forwards nor backwards: the multiplier and the count have no factor in common.
+    // In a scattered order: the multiplier and the count have no factor in common.
     let mut guards: Vec<_> = (0..FUNCTIONS)
         .map(|i| add(i * 77_773 % FUNCTIONS))
         .collect();
@@ -266,14 +266,14 @@ fn an_arena_is_filled_and_emptied_function_by_function() {
         assert!(map.add(managed(range(function))).is_err());
     }
     assert_eq!(map.at(range(FUNCTIONS).start), PcClass::Native);
-    // One by one, while some word points into one that was dropped before.
+    // One by one, while some word points into a function that was dropped before.
     drop(guards.pop());
     let pinned = range(FUNCTIONS.wrapping_sub(1) * 77_773 % FUNCTIONS).start + 1;
     for _ in 0..1_000 {
         drop(guards.pop());
         assert_eq!(map.remove(&[&[1, 2, 3]], &[pinned]), 1);
     }
-    // And all at once, by several threads.
+    // All at once, by several threads.
     std::thread::scope(|scope| {
         let half = guards.split_off(guards.len() / 2);
         scope.spawn(|| drop(half));
@@ -315,8 +315,8 @@ fn what_a_gone_world_leaves_goes_with_its_guards_whenever_they_are_dropped() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
-    /// Ranges of all kinds registered and removed in any order: each address is what the innermost
-    /// range that holds it says, and what is refused overlaps.
+    /// Ranges of all kinds are registered and removed in any order. Each address is classified as
+    /// the innermost range around it says, and a refused range overlaps another one.
     #[test]
     fn any_ranges_are_classified_as_a_list_would(
         ranges in proptest::collection::vec((0usize..200, 1usize..60, 0u8..3, any::<bool>()), 1..20),

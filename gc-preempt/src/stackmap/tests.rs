@@ -1,5 +1,5 @@
-//! What the two readers make of well-formed input, and that malformed input is an error value with
-//! a place, never a panic.
+//! The two readers on well-formed input. Malformed input is an error value with a place, never a
+//! panic.
 
 use proptest::prelude::*;
 
@@ -283,8 +283,8 @@ fn llvm_says_when_it_does_not_know() {
     assert!(!w.site().unwrap().0);
 }
 
-/// In the place of a base, of a derived pointer, of a deopt value: what a map cannot say of an
-/// alloca, the walker finds word by word.
+/// Allocas in the places of a base, of a derived pointer and of a deopt value. What a map cannot
+/// say of an alloca, the walker finds word by word.
 #[test]
 fn an_alloca_anywhere_in_a_record_of_llvms_makes_it_unknown() {
     let (slot, alloca) = ((INDIRECT, 8, 7, 8), (DIRECT, 8, 7, 8));
@@ -307,8 +307,8 @@ fn an_alloca_anywhere_in_a_record_of_llvms_makes_it_unknown() {
     }
 }
 
-/// Every kind in the place of a base and of a derived pointer: known only where the base is a slot
-/// or a preserved register, or both are constants.
+/// Every kind of location in the places of a base and of a derived pointer. A site has a map only
+/// where the base is a slot or a preserved register, or both are constants.
 #[test]
 fn every_other_pair_of_llvms_locations_is_a_slot_or_unknown() {
     let slot = (INDIRECT, 8, 7, 8);
@@ -344,8 +344,8 @@ fn every_other_pair_of_llvms_locations_is_a_slot_or_unknown() {
         let (found, places, _) = found.unwrap();
         assert_eq!((found, &*places), (known, slots), "{base:?} {derived:?}");
     }
-    // How many deopt values there are is no constant of the pool, or where pairs begin is not
-    // known.
+    // The number of deopt values is no constant of the pool, or the place where pairs begin has no
+    // map.
     let mut w = Writer::default();
     w.header(&[(0x1000, 24, 1)], &[1], 1);
     w.record(0x10, &[zero, zero, pooled, slot, slot, slot]);
@@ -459,7 +459,7 @@ fn malformed_llvm_tables_are_errors_with_a_place() {
             "{frame} {register} {offset}"
         );
     }
-    // Above the frame's size, but there may be arguments pushed below it.
+    // The slot lies above the frame's size; arguments may have been pushed below it.
     assert!(
         Writer::statepoint(24, 0, &both((INDIRECT, 8, 7, 32)))
             .site()
@@ -500,7 +500,7 @@ fn errors_say_what_would_be_right() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Bytes of any kind: an answer or an error, never a panic, and what is answered stays inside
+    /// Arbitrary bytes give an answer or an error, never a panic, and the answer's slots lie inside
     /// the frames.
     #[test]
     fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {

@@ -1,4 +1,4 @@
-//! Rules read from the tables of this process's own modules, and what malformed tables give.
+//! Rules read from the tables of this process's own modules, and the errors of malformed tables.
 
 use proptest::prelude::*;
 
@@ -104,7 +104,7 @@ fn the_first_instruction_of_functions_has_the_plain_rule() {
     }
 }
 
-/// A copy of the vDSO's tables, as if they had come with generated code.
+/// A copy of the vDSO's tables, as a JIT compiler would register tables of its own.
 fn vdso_tables() -> (Vec<u8>, usize) {
     // SAFETY: only reads.
     let vdso = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) } as usize;
@@ -161,7 +161,7 @@ fn section(column: u8, shared: &[u8], functions: &[&[u8]]) -> Vec<u8> {
 
 /// `rsp + 8` is the CFA.
 const PLAIN: [u8; 3] = [0x0c, 7, 8];
-/// And the return address lies in the word below it.
+/// The return address lies in the word below the CFA.
 const PUSHED: [u8; 2] = [0x90, 1];
 
 #[test]
@@ -200,7 +200,7 @@ fn only_an_undefined_return_address_ends_a_walk() {
     );
 }
 
-/// A row that reaches past its entry's end says nothing of the function behind it.
+/// A row that reaches past its entry's end gives no rule for the function behind it.
 #[test]
 fn a_row_ends_with_its_entry() {
     let shared = [&PLAIN[..], &PUSHED].concat();
@@ -216,8 +216,8 @@ fn a_row_ends_with_its_entry() {
     );
 }
 
-/// What is shared is run for each function, so it is short; and nothing is shared but what stands
-/// in its own place.
+/// The instructions of a CIE run for each of its functions, so a long CIE is refused; and an FDE
+/// shares only a CIE that begins where its word points.
 #[test]
 fn a_cie_is_short_and_read_once() {
     let shared = |bytes: usize| [&PLAIN[..], &PUSHED, &vec![0; bytes]].concat();
@@ -229,7 +229,7 @@ fn a_cie_is_short_and_read_once() {
         "{error}"
     );
     assert_eq!(error.at, 0);
-    // The first FDE's word for its CIE: four bytes further back, in the middle of nothing.
+    // The first FDE's word for its CIE points four bytes further back, where no CIE begins.
     let mut section = section(16, &shared(0), &[&[]]);
     let pointer = section.len() - 32 + 4;
     assert_eq!(section[pointer] as usize, pointer);
