@@ -60,14 +60,16 @@
 //! | a reference is | [`Local`] in a [`Scope`], [`Root`] anywhere | [`Gc`] | a word |
 //! | a cell is described by | `#[derive(Trace)]` | the same | a [`Kind`] |
 //! | an allocation is | a bump, and a slot of the handle table | a bump | a bump |
-//! | it is made by | [`Scope::alloc`] | [`Mutator::alloc_gc`] | [`Mutator::alloc_at`], or [`jit`] |
+//! | it is made by | [`Scope::alloc`] | [`Mutator::alloc_gc`] | [`Mutator::alloc_raw`], [`Mutator::alloc_at`], or [`jit`] |
 //! | a store is | [`Field::set`] | [`Field::set_gc`] | [`Mutator::write`], or [`jit`] |
 //! | a root is made by | [`Heap::root`] | [`Heap::root_gc`] | [`Heap::root_raw`] |
 //! | an edge is | [`Field`], [`Array`] of them | the same | a word in any [`Encoding`] |
 //! | what can go wrong | a panic | a dangling pointer | the same |
 //!
-//! The fast tier's names end in `_gc`. The raw tier's names speak of cells and words. The three
-//! tiers share one heap, and a cell of one tier may lead to a cell of another.
+//! Where the tiers do the same, the fast tier's name ends in `_gc`, and the raw tier's in `_raw`.
+//! The three tiers share one heap, and a cell of one tier may lead to a cell of another. Where a
+//! table may be full, a function that panics has a sibling that returns an error:
+//! [`Heap::try_root`], [`Root::try_clone`], [`Scope::try_hold`].
 //!
 //! [`Kind`]: crate::raw::Kind
 //! [`Encoding`]: crate::raw::Encoding
