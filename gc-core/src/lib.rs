@@ -68,8 +68,8 @@
 //!
 //! Where the tiers do the same, the fast tier's name ends in `_gc`, and the raw tier's in `_raw`.
 //! The three tiers share one heap, and a cell of one tier may lead to a cell of another. Where a
-//! table may be full, a function that panics has a sibling that returns an error:
-//! [`Heap::try_root`], [`Root::try_clone`], [`Scope::try_hold`].
+//! table is full, [`Heap::try_root`], [`Root::try_clone`] and [`Scope::try_hold`] return an error;
+//! the functions without `try_` panic.
 //!
 //! [`Kind`]: crate::raw::Kind
 //! [`Encoding`]: crate::raw::Encoding

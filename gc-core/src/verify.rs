@@ -84,7 +84,10 @@ impl fmt::Display for Named {
         match word % 3 {
             0 => write!(f, "the stack or a register of mutator {mutator}"),
             1 => write!(f, "a handle of a scope of mutator {mutator}"),
-            _ => write!(f, "the stack or a handle of mutator {mutator}"),
+            _ => write!(
+                f,
+                "the stack or a handle of mutator {mutator} of those that are aside"
+            ),
         }
     }
 }
@@ -431,7 +434,10 @@ mod tests {
             (Source::Stack(9), "the stack or a register of mutator 9"),
             (Source::Handles(0), "a handle of a scope of mutator 0"),
             (Source::Handles(3), "a handle of a scope of mutator 3"),
-            (Source::Aside(2), "the stack or a handle of mutator 2"),
+            (
+                Source::Aside(2),
+                "the stack or a handle of mutator 2 of those that are aside",
+            ),
         ] {
             assert_eq!(Named(source.word()).to_string(), name);
         }

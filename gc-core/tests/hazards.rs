@@ -235,8 +235,8 @@ fn h30_memory_that_was_never_touched_does_not_hold_up_stops() {
         || {
             // Without collections, all memory that is allocated is new.
             let heap = without_collections();
-            // Only waits during allocation count: attaching, detaching and adding a kind may wait
-            // for a stop inside `blocking` too.
+            // Only waits while the thread allocates are counted: attaching, detaching and adding a
+            // kind may wait for a stop inside `blocking` too.
             let allocates = AtomicBool::new(false);
             let (found, done) = (AtomicBool::new(false), AtomicBool::new(false));
             std::thread::scope(|s| {

@@ -368,7 +368,7 @@ fn h87_go_java_and_urge_live_in_one_process_whoever_comes_first() {
         // take.
         let at_most = Duration::from_secs(60) + stops() * Duration::from_millis(100);
         let output = run_child_for(name, "", &[(ORDER, &order)], at_most);
-        let output = output.unwrap_or_else(|| panic!("{order}: it hung"));
+        let output = output.unwrap_or_else(|| panic!("{order}: the child hung"));
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{order}: {said}");
     }

@@ -109,7 +109,8 @@ impl Mutator {
     /// value.
     ///
     /// # Errors
-    /// [`AllocError`]: the heap has no room, after a collection as well. The value is dropped.
+    /// [`AllocError`]: the heap has no room, after a collection as well. The value is dropped,
+    /// unless 65,536 values of the heap are being dropped.
     /// [`SiteError::FastTier`](crate::raw::SiteError::FastTier) in a heap with
     /// [`exact(true)`](crate::HeapBuilder::exact).
     ///

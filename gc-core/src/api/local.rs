@@ -107,8 +107,9 @@ impl Mutator {
     /// time, outside of [`no_preempt`](Self::no_preempt). Values that are alive when the heap ends
     /// are not dropped.
     ///
-    /// A `Drop` may call this function. If 65,536 calls are nested, or the system has no memory for
-    /// another, the innermost call returns at once, and the outer ones drop the other values.
+    /// A `Drop` may call this function. While 65,536 values of the heap are being dropped, on all
+    /// threads together, or where the system has no memory for another, a call returns at once. The
+    /// values wait for another call, an outer one for example.
     ///
     /// ```
     /// use gc_core::{Heap, Leaf};
@@ -348,7 +349,8 @@ impl<'s> Scope<'s> {
     /// Moves a value into a new cell, and returns a handle of it.
     ///
     /// # Errors
-    /// [`AllocError`]: the heap has no room, after a collection as well. The value is dropped.
+    /// [`AllocError`]: the heap has no room, after a collection as well. The value is dropped,
+    /// unless 65,536 values of the heap are being dropped.
     ///
     /// # Panics
     /// Inside `blocking`.

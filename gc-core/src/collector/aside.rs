@@ -1,11 +1,11 @@
 //! Mutators that are aside: the heap's part of `gc-preempt`'s `World::set_aside`.
 //!
-//! A stop does this for a mutator: it takes its counts and its log, blackens the tails of its runs,
+//! A stop does this for a mutator: it takes its log, blackens the tails of its runs,
 //! scans its stack and notes its handles, and writes the marking flag into its record. A mutator
 //! that stands still from one collection to the next needs none of that in the stop:
 //!
-//! * [`set_aside`] runs after a collection. The mutator has reported its counts, its log is empty,
-//!   and it gives back its runs. While it is aside it has none.
+//! * [`set_aside`] runs after a collection. The mutator's log is empty, and it gives back its
+//!   runs. While it is aside it has none.
 //! * Its stack and its handles are scanned beside the running mutators, before marking can end.
 //!   They still hold the words that they held in stop 1, since the mutator stands still; or a root
 //!   that was made since holds them (`Roots::snapshot`).
@@ -65,8 +65,8 @@ pub(super) fn set_aside(shared: &Shared) -> bool {
         }
         may
     };
-    // SAFETY: this is between two collections. A stop would take the mutator's runs, counts and
-    // span reserve, which `retire` gives back, and its log, which is empty. `scan` scans its stack
+    // SAFETY: this is between two collections. A stop would take the mutator's runs and span
+    // reserve, which `retire` gives back, and its log, which is empty. `scan` scans its stack
     // and handles, and `back` brings its flag up to date.
     unsafe { shared.world.set_aside(may) };
     lowered

@@ -194,8 +194,8 @@ impl<'h, 'c> Cycle<'h, 'c> {
         self.state.queue.take_large_work();
         self.marker.make_ready();
         self.immutable = space.immutable_bytes();
-        let lingers = self.state.requests.linger() && self.state.concurrent;
-        self.stress = Stress::new(lingers, self.stats.number);
+        let stress_phases = self.state.requests.stress_phases() && self.state.concurrent;
+        self.stress = Stress::new(stress_phases, self.stats.number);
         Phase::Scan
     }
 

@@ -68,7 +68,7 @@ impl Requests {
     }
 
     /// Whether each phase is to stay open until mutators meet it.
-    pub(super) fn linger(&self) -> bool {
+    pub(super) fn stress_phases(&self) -> bool {
         self.stress_phases
     }
 

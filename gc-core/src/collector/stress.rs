@@ -32,10 +32,10 @@ pub(super) struct Stress {
 }
 
 impl Stress {
-    /// The stress of cycle `number`; none unless the heap `lingers`.
-    pub(super) fn new(lingers: bool, number: u64) -> Self {
+    /// The stress of cycle `number`; none unless the heap has `stress_phases`.
+    pub(super) fn new(stress_phases: bool, number: u64) -> Self {
         Self {
-            number: if lingers { number } else { 0 },
+            number: if stress_phases { number } else { 0 },
             ..Self::default()
         }
     }

@@ -4,8 +4,7 @@
 //! meanwhile (prefetching on the way from a FIFO behind the mark stack: Cher, Hosking and Vitek
 //! 2004; OCaml's `prefetch_buffer`):
 //!
-//! 1. *found*: the marker prefetches the edge's mark word (in a heap of several GiB the word of its
-//!    page, too), and the edge waits in the edge ring;
+//! 1. *found*: the marker prefetches the edge's mark word, and the edge waits in the edge ring;
 //! 2. *marked*: the marker tests the mark bit and sets it. If the bit was clear and the kind has
 //!    edges, the cell goes to the queue;
 //! 3. *followed*: the marker takes the cell from the queue and prefetches its first line, and the

@@ -245,7 +245,7 @@ impl Context {
         // Relaxed: it changes while this mutator is stopped only.
         if self.marking.load(Ordering::Relaxed) == JUDGING {
             // All live cells are marked. A word that names an unmarked cell was no edge, and would
-            // keep a cell whose words are being cleared.
+            // keep a dead cell while the weak words that lead to it are being cleared.
             return self.reset_log();
         }
         let first = self.log.get().cast::<usize>();

@@ -11,12 +11,12 @@
 //! should be done when the heap reaches the goal.
 //!
 //! The collector finds out what is alive in its snapshot only. It keeps all cells that mutators
-//! were given while it marked (they are *allocated black*), and does not look at them. Go counts all of them
-//! as alive, so a program that allocates much while it is marked gets a goal twice as far off as it
-//! should. This pacer counts the part by which the heap has grown: of the bytes allocated between
-//! two snapshots, the share by which the second one's live bytes exceed the first's. In a steady
-//! program, which frees as much as it allocates, that share is nothing; in a program that only
-//! builds, it is all.
+//! were given while it marked (they are *allocated black*), and does not look at them. Go counts
+//! all of them as alive, so a program that allocates much while it is marked gets a goal twice as
+//! far off as it should. This pacer counts the part by which the heap has grown: of the bytes
+//! allocated between two snapshots, the share by which the second one's live bytes exceed the
+//! first's. In a steady program, which frees as much as it allocates, that share is nothing; in a
+//! program that only builds, it is all.
 //!
 //! # The trigger
 //! ```text
@@ -40,11 +40,11 @@
 //!
 //! The lead leaves a rest of half the distance, and of at most 64 MiB. An earlier trigger would
 //! only make the collector mark the same cells more often for the same bytes, and keep more cells
-//! that were allocated black meanwhile. If a lead of half is not enough, the pacer puts the goal off until it
-//! is, at most about to Go's goal, which counts all cells allocated black as alive (here: 64 MiB of them). So
-//! the collector of a small heap rests as long as it marks. If it cannot keep up even so, mutators
-//! assist (`assist.rs`). Two designs lost: no rest, and a rest of half the distance in heaps of any
-//! size (docs/experiments.md).
+//! that were allocated black meanwhile. If a lead of half is not enough, the pacer puts the goal
+//! off until it is, at most about to Go's goal, which counts all cells allocated black as alive
+//! (here: 64 MiB of them). So the collector of a small heap rests as long as it marks. If it cannot
+//! keep up even so, mutators assist (`assist.rs`). Two designs lost: no rest, and a rest of half
+//! the distance in heaps of any size (docs/experiments.md).
 //!
 //! # The memory limit
 //! A soft limit lowers the goal (design 48409): to the limit less the memory that the heap takes

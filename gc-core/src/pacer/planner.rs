@@ -6,9 +6,9 @@ use super::limiter::Limiter;
 use super::plan::{LEAST_GROWTH, MINIMUM, Plan};
 use crate::config::Young;
 
-/// The most bytes allocated black that count as alive while the collector is kept busy, and the most bytes
-/// that mutators allocate while it rests. So a large heap gets less of a rest.
-pub(super) const MOST_BORN: u64 = 64 << 20;
+/// The most bytes allocated black that count as alive while the collector is kept busy, and the
+/// most bytes that mutators allocate while it rests. So a large heap gets less of a rest.
+pub(super) const MOST_BLACK: u64 = 64 << 20;
 
 /// Divisors of the live bytes: the heap grows by these parts of them from cycle to cycle, if more
 /// is alive than its soft limit allows, and if the limit leaves less than the second part. See
@@ -163,8 +163,8 @@ impl Pacer {
         } else {
             // Without assists the mutators would have had more time to allocate in.
             let had = cycle.beside.saturating_mul(u64::from(cycle.running.max(1)));
-            let helped = ratio(cycle.assist, had).min(0.9);
-            ratio(cycle.allocated_black, background) / (1.0 - helped)
+            let assisted = ratio(cycle.assist, had).min(0.9);
+            ratio(cycle.allocated_black, background) / (1.0 - assisted)
         };
         if cycle.young {
             // Much of a young cycle's time is not marking.
@@ -201,12 +201,13 @@ impl Pacer {
                 let lead = self.lead(work_after(cycle, growing, distance), distance);
                 // Growth past the goal does not count, or a heap would grow the more, the less the
                 // collector can keep up.
-                let counted = now.min(goal).min(base.saturating_add(MOST_BORN));
+                let counted = now.min(goal).min(base.saturating_add(MOST_BLACK));
                 let counted = counted.saturating_add(cycle.roots);
                 let most = percent(counted, gc_percent);
                 goal = goal.max(now.saturating_add(lead.saturating_mul(2).min(most)));
             }
-            // If very much was allocated black, there is still half a heap's growth between two cycles.
+            // If very much was allocated black, there is still half a heap's growth between two
+            // cycles.
             goal = goal.max(now.saturating_add((growth / 2).max(LEAST_GROWTH)));
         }
         let unlimited = goal;
@@ -296,7 +297,7 @@ impl Pacer {
         if !self.concurrent {
             return 0;
         }
-        let rest = (distance / 2).min(MOST_BORN);
+        let rest = (distance / 2).min(MOST_BLACK);
         self.lead(work, distance).min(distance - rest)
     }
 

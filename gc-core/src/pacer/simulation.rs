@@ -146,7 +146,7 @@ fn run(machine: &Machine, program: &Program<'_>, nanos: f64, step: f64) -> Vec<S
         let cells = live / program.cell;
         let marking = plan.marking(used, used / program.cell);
         let marks = machine.marks * (1.0 + machine.noise * random.next());
-        let (mut done, mut helped, mut assist) = (0.0, 0.0, 0.0);
+        let (mut done, mut assisted_cells, mut assist) = (0.0, 0.0, 0.0);
         let (mut beside, mut collector) = (0.0, 0.0);
         let mut utilisation: f64 = 1.0;
         if cells <= TINY {
@@ -179,7 +179,7 @@ fn run(machine: &Machine, program: &Program<'_>, nanos: f64, step: f64) -> Vec<S
                         let cells = (owed as f64).min((cells as f64 - done).max(0.0));
                         let spent = cells / marks;
                         done += cells;
-                        helped += cells;
+                        assisted_cells += cells;
                         assist += spent;
                         *free_at = t
                             + into
@@ -224,7 +224,7 @@ fn run(machine: &Machine, program: &Program<'_>, nanos: f64, step: f64) -> Vec<S
             live,
             allocated_black: used - begin,
             marked: done as u64,
-            assisted: helped as u64,
+            assisted: assisted_cells as u64,
             beside: beside as u64,
             running: program.mutators,
             assist: assist as u64,
@@ -446,7 +446,8 @@ fn a_collector_that_is_kept_busy_rests_as_long_as_it_marks() {
             let share = s.beside / (s.at - before.at);
             assert!(share < 0.55, "at {rate} bytes/ns, marking {share}: {s:?}");
             assert!(s.assist < 0.05 * s.beside, "at {rate} bytes/ns: {s:?}");
-            // The goal is no further off than if all cells that were allocated black before were alive.
+            // The goal is no further off than if all cells that were allocated black before were
+            // alive.
             assert!(
                 s.goal <= 2 * (before.end - before.goal / 2 + 32 * MIB),
                 "{before:?} {s:?}"
@@ -468,7 +469,8 @@ fn what_is_born_in_a_large_heap_counts_for_little() {
         policy: HUNDRED,
     };
     for s in immutable(&run(&machine, &program, 20.0 * S, 20_000.0)) {
-        // The end is at 2,655 MiB; it would be at 2,944 if all cells allocated black counted as alive.
+        // The end is at 2,655 MiB; it would be at 2,944 if all cells allocated black counted as
+        // alive.
         assert!(s.end < 2800 * MIB, "{s:?}");
     }
 }

@@ -72,7 +72,7 @@ fn the_goal_grows_with_live_bytes_and_roots() {
 }
 
 #[test]
-fn what_was_born_counts_as_far_as_the_heap_grows() {
+fn what_was_allocated_black_counts_as_far_as_the_heap_grows() {
     let cycle = Cycle {
         begin: 200 * MIB,
         allocated_black: 20 * MIB,

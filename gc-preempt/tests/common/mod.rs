@@ -18,8 +18,8 @@ static STRICT: StrictAllocator = StrictAllocator;
 /// The time after which a child counts as hung.
 const HUNG: Duration = Duration::from_secs(60);
 
-/// The most runs of a child without its cure, until one fails. Many hazards are races, and a run on
-/// a busy machine can miss its race.
+/// A hazard's children run up to this often, with the cure and without it, until the one without it
+/// fails: many hazards are races, and a run on a busy machine can miss its race.
 const TRIES: usize = 5;
 
 /// Whether this process is the child, which runs the test's body.
@@ -84,26 +84,25 @@ pub fn hazard_with(name: &str, fault: &str, environment: &[(&str, &str)], body: 
     if is_child() {
         return body();
     }
-    let begun = Instant::now();
-    let sound = run_child(name, "", environment);
-    let hung = (begun.elapsed() * 20).clamp(Duration::from_secs(3), HUNG);
-    let output = sound
-        .as_ref()
-        .map(|o| String::from_utf8_lossy(&o.stderr).into_owned());
-    assert!(
-        sound.is_some_and(|o| o.status.success()),
-        "{name} fails with its cure: {}",
-        output.as_deref().unwrap_or("the child hung")
-    );
-    // A hang is a failure, too: after 20 times the time that the child took with its cure.
-    let passes = |_| {
+    for _ in 0..TRIES {
+        let begun = Instant::now();
+        let sound = run_child(name, "", environment);
+        let hung = (begun.elapsed() * 20).clamp(Duration::from_secs(3), HUNG);
+        let output = sound
+            .as_ref()
+            .map(|o| String::from_utf8_lossy(&o.stderr).into_owned());
+        assert!(
+            sound.is_some_and(|o| o.status.success()),
+            "{name} fails with its cure: {}",
+            output.as_deref().unwrap_or("the child hung")
+        );
+        // A hang is a failure, too: after 20 times the time that the child took with its cure.
         let faulty = run_child_for(name, fault, environment, hung);
-        faulty.is_some_and(|o| o.status.success())
-    };
-    assert!(
-        !(0..TRIES).all(passes),
-        "{name} passes without its cure ({fault}), {TRIES} times"
-    );
+        if !faulty.is_some_and(|o| o.status.success()) {
+            return;
+        }
+    }
+    panic!("{name} passes without its cure ({fault}), {TRIES} times");
 }
 
 /// Checks that the test's child succeeds and that the watchdog has printed these words. With
