@@ -8,6 +8,7 @@
 #[path = "../../gc-preempt/tests/common/mod.rs"]
 mod common;
 
+use std::cell::Cell;
 use std::ffi::c_void;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::SeqCst};
@@ -476,7 +477,14 @@ fn step_through_recursion(world: &World, managed: &Managed, mutator: &Mutator) {
         _ if REACHED.load(SeqCst) => HIDDEN,
         depth => own[depth as usize],
     };
+    let entry = managed.frames.deep as usize;
+    let entered = Cell::new(0_u32);
     let check = |found: &Found, pc: usize| {
+        // At its first instruction a frame's callers are all frames that were entered before it.
+        if pc == entry {
+            assert_eq!(found.stats.precise, entered.get(), "at {pc:#x}");
+            entered.set(entered.get() + 1);
+        }
         let mut exact = found.exact.clone();
         exact.sort_unstable();
         assert_eq!(exact, all[found.stats.precise as usize], "at {pc:#x}");
@@ -496,4 +504,5 @@ fn step_through_recursion(world: &World, managed: &Managed, mutator: &Mutator) {
     });
     assert_eq!(sum, deep_oracle(DEPTH, 1, 2, 3, |depth| depth * 3));
     assert!(steps > 150 && REACHED.load(SeqCst), "{steps}");
+    assert_eq!(u64::from(entered.get()), DEPTH + 1);
 }
