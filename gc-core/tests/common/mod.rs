@@ -192,6 +192,10 @@ const HUNG: Duration = Duration::from_secs(12);
 /// fails: many hazards are races, and a run on a busy machine can miss its race.
 const TRIES: usize = 5;
 
+/// Held by each pair of children; by every pair but the first alone, so that a second try does not
+/// miss its race for the sake of another hazard's.
+static PAIRS: std::sync::RwLock<()> = std::sync::RwLock::new(());
+
 /// Forks. The child runs `body` and ends. Panics in the parent unless the child ends with status 0
 /// within 10 s.
 pub fn in_child(body: impl FnOnce()) {
@@ -283,7 +287,12 @@ pub fn hazard_given(
         return body();
     }
     let faults = format!("{given},{fault}");
-    for _ in 0..TRIES {
+    for turn in 0..TRIES {
+        let (_shared, _alone) = if turn == 0 {
+            (Some(PAIRS.read()), None)
+        } else {
+            (None, Some(PAIRS.write()))
+        };
         let sound = run_child(name, given, environment);
         let output = sound
             .as_ref()

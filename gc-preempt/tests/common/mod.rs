@@ -22,6 +22,10 @@ const HUNG: Duration = Duration::from_secs(60);
 /// fails: many hazards are races, and a run on a busy machine can miss its race.
 const TRIES: usize = 5;
 
+/// Held by each pair of children; by every pair but the first alone, so that a second try does not
+/// miss its race for the sake of another hazard's.
+static PAIRS: std::sync::RwLock<()> = std::sync::RwLock::new(());
+
 /// Whether this process is the child, which runs the test's body.
 pub fn is_child() -> bool {
     let is_child = std::env::var_os("URGE_TEST_CHILD").is_some();
@@ -84,7 +88,12 @@ pub fn hazard_with(name: &str, fault: &str, environment: &[(&str, &str)], body: 
     if is_child() {
         return body();
     }
-    for _ in 0..TRIES {
+    for turn in 0..TRIES {
+        let (_shared, _alone) = if turn == 0 {
+            (Some(PAIRS.read()), None)
+        } else {
+            (None, Some(PAIRS.write()))
+        };
         let begun = Instant::now();
         let sound = run_child(name, "", environment);
         let hung = (begun.elapsed() * 20).clamp(Duration::from_secs(3), HUNG);
