@@ -60,7 +60,7 @@
 //! | a reference is | [`Local`] in a [`Scope`], [`Root`] anywhere | [`Gc`] | a word |
 //! | a cell is described by | `#[derive(Trace)]` | the same | a [`Kind`] |
 //! | an allocation is | a bump, and a slot of the handle table | a bump | a bump |
-//! | it is made by | [`Scope::alloc`] | [`Mutator::alloc_gc`] | [`Mutator::alloc_raw`], [`Mutator::alloc_at`], or [`jit`] |
+//! | it is made by | [`Scope::alloc`] | [`Mutator::alloc_gc`] | [`Mutator::alloc_raw`], [`jit`] |
 //! | a store is | [`Field::set`] | [`Field::set_gc`] | [`Mutator::write`], or [`jit`] |
 //! | a root is made by | [`Heap::root`] | [`Heap::root_gc`] | [`Heap::root_raw`] |
 //! | an edge is | [`Field`], [`Array`] of them | the same | a word in any [`Encoding`] |
