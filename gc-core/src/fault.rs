@@ -64,7 +64,7 @@ gc_preempt::faults! {
         WhiteTails = "white-tails",
         HandlesUnscanned = "handles-unscanned",
         RootsEndEarly = "roots-end-early",
-        SlowRoots = "slow-roots",
+        HeldRoots = "held-roots",
         StoresUnlogged = "stores-unlogged",
         StopTracesOn = "stop-traces-on",
         LogsLeft = "logs-left",

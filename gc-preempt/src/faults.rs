@@ -200,6 +200,14 @@ pub(crate) fn count_step() {
     real::STEPS.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
 }
 
+/// At a place that a planted condition names: while a thread is in [`while_held`], waits until the
+/// function there has run. Async-signal-safe.
+#[inline(always)]
+pub fn hold() {
+    #[cfg(feature = "faults")]
+    real::hold();
+}
+
 /// Reads `URGE_FAULT`, once, outside of any handler.
 pub(crate) fn read_environment() {
     #[cfg(feature = "faults")]
@@ -207,15 +215,62 @@ pub(crate) fn read_environment() {
 }
 
 #[cfg(feature = "faults")]
-pub use real::{List, refuse_unknown_names};
+pub use real::{List, refuse_unknown_names, while_held};
 
 #[cfg(feature = "faults")]
 mod real {
-    use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+    use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering};
 
     pub(super) static STEPS: AtomicU64 = AtomicU64::new(0);
     static NAMES: AtomicPtr<String> = AtomicPtr::new(core::ptr::null_mut());
     static LISTS: AtomicPtr<List> = AtomicPtr::new(core::ptr::null_mut());
+
+    /// [`FREE`], [`WANTED`] or [`HELD`].
+    static HOLD: AtomicU8 = AtomicU8::new(FREE);
+    /// No thread is in [`while_held`].
+    const FREE: u8 = 0;
+    /// The next thread that comes to a [`hold`] is to wait there.
+    const WANTED: u8 = 1;
+    /// A thread waits in [`hold`].
+    const HELD: u8 = 2;
+
+    /// 50 us.
+    const A_MOMENT: libc::timespec = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 50_000,
+    };
+
+    /// Waits while the hold is in `state`.
+    fn while_in(state: u8) {
+        // Acquire pairs with the Release of the store that ends the state: this thread sees what
+        // the other one did before.
+        while HOLD.load(Ordering::Acquire) == state {
+            // Asleep: a thread that shares the processor runs at once.
+            // SAFETY: a system call on a valid value.
+            unsafe { libc::nanosleep(&A_MOMENT, core::ptr::null_mut()) };
+        }
+    }
+
+    pub(super) fn hold() {
+        // AcqRel: as in `while_in`, in both directions.
+        let held = HOLD.compare_exchange(WANTED, HELD, Ordering::AcqRel, Ordering::Relaxed);
+        if held.is_ok() {
+            while_in(HELD);
+        }
+    }
+
+    /// Runs `begin`, after which a thread comes to a place that a condition planted in this process
+    /// holds ([`hold`](super::hold)). Waits for that thread, and runs `f` while it is held. By one
+    /// thread at a time.
+    pub fn while_held<R>(begin: impl FnOnce(), f: impl FnOnce() -> R) -> R {
+        // Release and Acquire: as in `while_in`.
+        HOLD.store(WANTED, Ordering::Release);
+        begin();
+        while_in(WANTED);
+        let result = f();
+        HOLD.store(FREE, Ordering::Release);
+        result
+    }
 
     /// The names of one crate's faults. For the macro [`faults!`](crate::faults!).
     #[doc(hidden)]

@@ -98,7 +98,7 @@ impl Cycle<'_, '_> {
         beside.words += state
             .roots
             .snapshot(aside != 0 && seam::scans_later_roots());
-        seam::delay();
+        seam::hold();
         if let Some(verify) = verify {
             for (number, mutator) in stopped.aside().enumerate() {
                 scanner.source(Source::Aside(number));
@@ -206,8 +206,6 @@ impl Cycle<'_, '_> {
 }
 
 mod seam {
-    use core::time::Duration;
-
     use crate::fault::Fault;
     use crate::weak::IDLE;
 
@@ -230,10 +228,10 @@ mod seam {
         !Fault::RootsEndEarly.planted()
     }
 
-    /// Not a planted fault: threads that are no mutators have time to change roots.
-    pub(super) fn delay() {
-        if Fault::SlowRoots.planted() {
-            std::thread::sleep(Duration::from_millis(1));
+    /// Not a planted fault: threads that are no mutators change roots meanwhile.
+    pub(super) fn hold() {
+        if Fault::HeldRoots.planted() {
+            gc_preempt::faults::hold();
         }
     }
 
