@@ -8,3 +8,4 @@ pub mod hold;
 pub mod image;
 pub mod loops;
 pub mod stale;
+pub mod talk;

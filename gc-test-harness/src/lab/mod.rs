@@ -15,5 +15,6 @@ pub mod pauses;
 pub mod progress;
 pub mod random;
 pub mod soak;
+pub mod talk;
 pub mod trees;
 pub mod warm;

@@ -1,0 +1,274 @@
+//! Builds the functions of a kernel for one strategy: each builder is written once, and calls a
+//! hook at each function's entry and at each back edge.
+//!
+//! A strategy that leaves code alone inserts no instruction and no block at a hook, so that its
+//! code equals that of the reference byte for byte.
+
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::{Block, FuncRef, InstBuilder, MemFlagsData, Type, Value, types};
+use cranelift_module::FuncId;
+
+use super::control::{Control, Input};
+use super::strategy::Strategy;
+use crate::kernels::codegen::{Arena, Body, Code, CodegenError};
+use crate::kernels::loops::params_of;
+
+/// `fn(control, input) -> answer`.
+pub type Run = unsafe extern "C" fn(*const Control, *const Input) -> u64;
+
+/// The first mark of poll loads; see [`Maker::finish`].
+const FIRST_MARK: u32 = 1;
+
+/// Compiles a kernel's functions.
+pub struct Maker {
+    /// The arena, for imports and signatures.
+    pub arena: Arena,
+    strategy: Strategy,
+    poll: FuncId,
+}
+
+/// A kernel's machine code.
+#[derive(Clone, Debug)]
+pub struct Made {
+    /// The entry.
+    pub run: Run,
+    /// All functions, the entry's last.
+    pub code: Vec<Code>,
+    /// The addresses of the loads that fault to stop ([`Strategy::BackEdgeFault`]).
+    pub poll_loads: Vec<usize>,
+}
+
+/// The runtime's side of a poll. Stops the thread if a stop asks for it.
+unsafe extern "C" fn poll(control: *const Control) {
+    // SAFETY: compiled code passes its own argument on, and the control and its mutator outlive the
+    // call of the kernel.
+    unsafe { (*(*control).mutator).thread().poll() }
+}
+
+impl Maker {
+    /// A maker with an arena of its own, so that a kernel's code has the same alignment for each
+    /// strategy.
+    ///
+    /// # Errors
+    /// The refusal of Cranelift or of the system.
+    pub fn new(strategy: Strategy) -> Result<Maker, CodegenError> {
+        let mut arena = Arena::with_size(ARENA_BYTES)?;
+        let signature = arena.signature(&[types::I64], &[]);
+        let poll = arena.import("talk_poll", poll as *const u8, &signature)?;
+        Ok(Maker {
+            arena,
+            strategy,
+            poll,
+        })
+    }
+
+    /// Compiles a function. Its first parameter is the control's address, and `params` are the
+    /// others.
+    ///
+    /// # Errors
+    /// Cranelift's refusal.
+    pub fn function(
+        &mut self,
+        name: &str,
+        params: &[Type],
+        returns: &[Type],
+        build: impl FnOnce(&mut Polled<'_, '_, '_>, &[Value]),
+    ) -> Result<FuncId, CodegenError> {
+        let params = [&[types::I64], params].concat();
+        let signature = self.arena.signature(&params, returns);
+        let id = self.arena.declare(name, &signature)?;
+        let (strategy, poll) = (self.strategy, self.poll);
+        self.arena.define(id, |body| {
+            let params = body.enter();
+            let poll = body.callee(poll);
+            let mut polled = Polled {
+                strategy,
+                control: params[0],
+                page: None,
+                poll,
+                marks: 0,
+                body,
+            };
+            polled.at_entry();
+            build(&mut polled, &params[1..]);
+        })?;
+        Ok(id)
+    }
+
+    /// Compiles the kernel's entry: `build` gets the input's address.
+    ///
+    /// # Errors
+    /// Cranelift's refusal.
+    pub fn entry(
+        &mut self,
+        build: impl FnOnce(&mut Polled<'_, '_, '_>, Value),
+    ) -> Result<(), CodegenError> {
+        self.function(ENTRY, &[types::I64], &[types::I64], |polled, params| {
+            build(polled, params[0]);
+        })?;
+        Ok(())
+    }
+
+    /// Links the functions.
+    ///
+    /// # Errors
+    /// The refusal of Cranelift or of the system, or a kernel without an entry.
+    pub fn finish(mut self) -> Result<Made, CodegenError> {
+        let code = self.arena.finish()?;
+        let entry = Code::entry_of(&code, ENTRY)?;
+        // SAFETY: `entry` compiled the function with this signature, and `code` keeps the memory.
+        let run = unsafe { std::mem::transmute::<*const u8, Run>(entry) };
+        let loads = code.iter().flat_map(|code| {
+            let start = code.facts.address;
+            code.marks
+                .iter()
+                .map(move |mark| start + mark.start as usize)
+        });
+        let poll_loads = loads.collect();
+        Ok(Made {
+            run,
+            code,
+            poll_loads,
+        })
+    }
+}
+
+/// A kernel has a few kilobytes of code.
+const ARENA_BYTES: usize = 1 << 20;
+/// The name of a kernel's entry.
+const ENTRY: &str = "run";
+
+/// A function under construction.
+pub struct Polled<'p, 'a, 'f> {
+    /// The function's body.
+    pub body: &'p mut Body<'a, 'f>,
+    strategy: Strategy,
+    control: Value,
+    /// The poll page's address, in a register.
+    page: Option<Value>,
+    poll: FuncRef,
+    /// The number of poll loads so far.
+    marks: u32,
+}
+
+impl Polled<'_, '_, '_> {
+    /// The control's address, the first argument of each function of the kernel.
+    pub fn control(&self) -> Value {
+        self.control
+    }
+
+    /// The hook at the function's entry.
+    fn at_entry(&mut self) {
+        let control = self.control;
+        let b = &mut self.body.builder;
+        let flags = MemFlagsData::trusted();
+        match self.strategy {
+            Strategy::Prologue => {
+                let offset = std::mem::offset_of!(Control, limit) as i32;
+                let limit = b.ins().load(types::I64, flags, control, offset);
+                let sp = b.ins().get_stack_pointer(types::I64);
+                let over = b.ins().icmp(IntCC::UnsignedLessThan, sp, limit);
+                let slow = b.create_block();
+                let on = b.create_block();
+                b.ins().brif(over, slow, &[], on, &[]);
+                b.switch_to_block(slow);
+                b.set_cold_block(slow);
+                b.ins().call(self.poll, &[control]);
+                b.ins().jump(on, &[]);
+                b.switch_to_block(on);
+            }
+            Strategy::BackEdgeFault => {
+                let offset = std::mem::offset_of!(Control, page) as i32;
+                self.page = Some(b.ins().load(types::I64, flags, control, offset));
+            }
+            _ => {}
+        }
+    }
+
+    /// Jumps back to a loop's first block if the condition is not 0, and else out of the loop. The
+    /// hook stands on the edge that leads back.
+    pub fn back_edge(&mut self, condition: Value, head: Block, carried: &[Value], exit: Block) {
+        let carried = params_of(carried);
+        let control = self.control;
+        if let Strategy::BackEdge | Strategy::BackEdgeFault = self.strategy {
+            let edge = self.body.builder.create_block();
+            self.body
+                .builder
+                .ins()
+                .brif(condition, edge, &[], exit, &[]);
+            self.body.builder.switch_to_block(edge);
+        }
+        match self.strategy {
+            Strategy::BackEdge => {
+                let b = &mut self.body.builder;
+                let offset = std::mem::offset_of!(Control, flag) as i32;
+                let flags = MemFlagsData::trusted();
+                let raised = b.ins().load(types::I64, flags, control, offset);
+                let slow = b.create_block();
+                b.ins().brif(raised, slow, &[], head, &carried);
+                b.switch_to_block(slow);
+                b.set_cold_block(slow);
+                b.ins().call(self.poll, &[control]);
+                b.ins().jump(head, &carried);
+            }
+            Strategy::BackEdgeFault => {
+                if let Some(page) = self.page {
+                    self.body.mark(Some(FIRST_MARK + self.marks));
+                    self.marks += 1;
+                    // An atomic load has an effect for Cranelift, which neither removes it nor
+                    // joins it with another. On x86-64 it is a plain one.
+                    let flags = MemFlagsData::new();
+                    let b = &mut self.body.builder;
+                    b.ins().atomic_load(types::I64, flags, page);
+                    self.body.mark(None);
+                }
+                self.body.builder.ins().jump(head, &carried);
+            }
+            _ => {
+                let b = &mut self.body.builder;
+                b.ins().brif(condition, head, &carried, exit, &[]);
+            }
+        }
+    }
+
+    /// Loads word `number` of the input.
+    pub fn word(&mut self, input: Value, number: usize) -> Value {
+        let offset = std::mem::offset_of!(Input, words) + 8 * number;
+        let flags = MemFlagsData::trusted();
+        let b = &mut self.body.builder;
+        b.ins().load(types::I64, flags, input, offset as i32)
+    }
+
+    /// Builds the loop over the passes: `pass` builds one pass from its first block on, and gives
+    /// the answer. The function returns the last pass's answer.
+    pub fn passes(&mut self, input: Value, pass: impl FnOnce(&mut Self) -> Value) {
+        let flags = MemFlagsData::trusted();
+        let passes = std::mem::offset_of!(Input, passes) as i32;
+        let over = std::mem::offset_of!(Input, over) as i32;
+        let b = &mut self.body.builder;
+        let wanted = b.ins().load(types::I64, flags, input, passes);
+        let head = b.create_block();
+        let left = b.append_block_param(head, types::I64);
+        let done = b.create_block();
+        b.ins().jump(head, &params_of(&[wanted]));
+        b.switch_to_block(head);
+        let answer = pass(self);
+        let b = &mut self.body.builder;
+        let left = b.ins().iadd_imm_s(left, -1);
+        let over = b.ins().load(types::I64, flags, input, over);
+        let zero = b.ins().iconst(types::I64, 0);
+        let again = b.ins().select(over, zero, left);
+        self.back_edge(again, head, &[left], done);
+        let b = &mut self.body.builder;
+        b.switch_to_block(done);
+        b.ins().return_(&[answer]);
+    }
+
+    /// Makes a block with parameters of these types.
+    pub fn block(&mut self, params: &[Type]) -> (Block, Vec<Value>) {
+        let b = &mut self.body.builder;
+        let block = b.create_block();
+        let params = params.iter().map(|&kind| b.append_block_param(block, kind));
+        (block, params.collect())
+    }
+}

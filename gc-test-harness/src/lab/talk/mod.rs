@@ -1,0 +1,7 @@
+//! `gclab talk`: the talk's ways to interrupt a loop, measured on the same kernels.
+
+pub mod figures;
+
+pub use figures::{
+    Claim, KernelFigures, Precision, SlowDown, Spinlock, Stops, StrategyFigures, Talk,
+};
