@@ -138,6 +138,9 @@ core::arch::global_asm!(
     "    ret",
     ".cfi_endproc",
     ".size urge_gc_core_load_weak_start, . - urge_gc_core_load_weak_start",
+    ".globl urge_gc_core_barrier_end",
+    ".hidden urge_gc_core_barrier_end",
+    "urge_gc_core_barrier_end:",
     ".popsection",
     marking = const offset_of!(Context, marking),
     cursor = const offset_of!(Context, log_cursor),
@@ -152,6 +155,7 @@ unsafe extern "C" {
     fn urge_gc_core_store_end();
     fn urge_gc_core_load_weak_start(context: *const c_void, slot: *const usize) -> usize;
     fn urge_gc_core_load_weak_end();
+    fn urge_gc_core_barrier_end();
 }
 
 /// Stores an edge with the write barrier.
@@ -187,6 +191,17 @@ pub fn store_address() -> usize {
 #[must_use]
 pub fn load_weak_address() -> usize {
     urge_gc_core_load_weak_start as *const () as usize
+}
+
+/// The addresses of the two routines, each with the instructions that are no part of its restart
+/// range.
+#[cfg(feature = "internals")]
+pub fn routines() -> [(&'static str, core::ops::Range<usize>); 2] {
+    let end = urge_gc_core_barrier_end as *const () as usize;
+    [
+        ("store", store_address()..load_weak_address()),
+        ("load_weak", load_weak_address()..end),
+    ]
 }
 
 /// The two restart ranges.

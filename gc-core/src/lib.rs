@@ -286,6 +286,7 @@ pub use stats::{CollectionStats, HeapStats, StopTimes, Times};
 #[doc(hidden)]
 pub mod internals {
     pub use crate::alloc::{LocalAllocator, Refill, bump};
+    pub use crate::barrier::routines as barrier_routines;
     pub use crate::heap::{
         ColdPages, GRANULE, LargeReservation, LargeStep, MAX_RESERVE, MIN_RESERVE, PAGE, Space,
         SpaceConfig,

@@ -53,7 +53,7 @@
 //! 4. Frames: `walk`.
 //! 5. One world's threads: `errors`, `stopped_mutator`, `members`.
 //! 6. A thread's side of the protocol: `stop_point`, `blocking`, `handler`, `watchdog`.
-//! 7. Handles: `attach`, `fork`, `here`, `mutator`, `world`.
+//! 7. Handles: `attach`, `fork`, `here`, `mutator`, `world`, `explain`.
 //!
 //! # Effects of stops on a host's threads
 //!
@@ -99,6 +99,7 @@ mod code;
 mod config;
 mod context;
 mod errors;
+mod explain;
 pub mod faults;
 mod fork;
 #[cfg(feature = "faults")]
@@ -140,6 +141,7 @@ pub use code::{CodeError, CodeGuard, CodeKind, CodeSpec, CodeWhat, FrameRule};
 pub use config::{Config, ConfigError};
 pub use context::{Origin, Registers, Snapshot};
 pub use errors::{AttachError, HandshakeError, SetupError, StopError};
+pub use explain::{Explanation, StopAt, explain};
 pub use here::{blocking_here, no_preempt_here};
 #[doc(hidden)]
 pub use lock_order::forget_held_locks;
@@ -151,7 +153,7 @@ pub use stopped_mutator::StoppedMutator;
 pub use stopper::holds_a_stop;
 #[cfg(feature = "faults")]
 pub use strict_allocator::StrictAllocator;
-pub use walk::{RootSink, WalkStats};
+pub use walk::{FrameEnd, FrameReport, RootSink, WalkStats};
 pub use world::{StopReport, Stopped};
 
 /// System facilities for a runtime on top of this crate: a lock and futexes that work where malloc

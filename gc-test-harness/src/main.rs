@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use gc_test_harness::lab::explain::ExplainArgs;
 use gc_test_harness::lab::{
-    churn, concurrent, demo, fragment, fuzz, mark, pause, soak, trees, warm,
+    churn, concurrent, demo, explain, fragment, fuzz, mark, pause, soak, trees, warm,
 };
 use gc_test_harness::lox::{self, run::RunArgs};
 use gc_test_harness::search::{Count, Options};
@@ -59,6 +60,8 @@ enum Command {
     Fuzz(Fuzz),
     /// Run all workloads together until the time is over or an answer is wrong
     Soak(Soak),
+    /// List a function's machine code, and say for each instruction what a stop there does and scans
+    Explain(ExplainArgs),
     /// Touch memory and free it, so that the next program does not wait for memory of the virtual
     /// machine's host
     Warm(Warm),
@@ -196,6 +199,7 @@ fn main() -> ExitCode {
         Some(Command::Fragment(options)) => run_fragment(&options, cli.json),
         Some(Command::Fuzz(options)) => run_fuzz(&options, cli.json),
         Some(Command::Soak(options)) => run_soak(&options, cli.json),
+        Some(Command::Explain(options)) => run_explain(&options, cli.json),
         Some(Command::Warm(options)) => run_warm(&options, cli.json),
     }
 }
@@ -296,6 +300,16 @@ fn run_lox_fuzz(options: &Fuzz, json: bool) -> ExitCode {
         apart: options.apart,
     });
     show(json, outcome, lox::fuzz::Report::json)
+}
+
+fn run_explain(options: &ExplainArgs, json: bool) -> ExitCode {
+    match explain::run(options) {
+        Err(error) => {
+            eprintln!("gclab: {error}");
+            ExitCode::from(error.code)
+        }
+        outcome => show(json, outcome, explain::Outcome::json),
+    }
 }
 
 fn run_warm(options: &Warm, json: bool) -> ExitCode {

@@ -374,7 +374,14 @@ const GC_PREEMPT: Floors = &[
         "blocking.rs",
         "watchdog.rs",
     ],
-    &["attach.rs", "fork.rs", "here.rs", "mutator.rs", "world/"],
+    &[
+        "attach.rs",
+        "explain.rs",
+        "fork.rs",
+        "here.rs",
+        "mutator.rs",
+        "world/",
+    ],
 ];
 
 const GC_TEST_HARNESS: Floors = &[

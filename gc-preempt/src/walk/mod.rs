@@ -41,6 +41,7 @@
 
 mod call_sites;
 mod frame;
+mod rehearsal;
 mod signal_frames;
 mod sink;
 mod walker;
@@ -49,6 +50,8 @@ mod warm_up;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use rehearsal::rehearse;
+pub use rehearsal::{FrameEnd, FrameReport};
 pub use sink::{RootSink, WalkStats};
 pub(crate) use walker::BehindHandlers;
 pub(crate) use warm_up::{warm_unwind_cache, warm_up_walks};

@@ -6,6 +6,7 @@ pub mod churn;
 pub mod concurrent;
 pub mod crew;
 pub mod demo;
+pub mod explain;
 pub mod fragment;
 pub mod fuzz;
 pub mod gauge;

@@ -16,6 +16,7 @@ pub mod fuzz;
 pub mod interpreter;
 pub mod isolate;
 pub mod jit;
+pub mod listing;
 mod lookups;
 mod make;
 pub mod object;

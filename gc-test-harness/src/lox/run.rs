@@ -208,7 +208,7 @@ pub fn make_heap(config: &RunConfig) -> Result<LoxHeap, Box<dyn std::error::Erro
     LoxHeap::new(builder.build()?)
 }
 
-fn on_large_stack<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+pub(super) fn on_large_stack<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
             .stack_size(THREAD_STACK)

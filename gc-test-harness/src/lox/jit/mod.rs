@@ -144,6 +144,8 @@ pub struct Jit {
     linked: bool,
     /// Number of translations that contradicted their analyses.
     contradictions: usize,
+    /// All registered code, if it is kept for readers.
+    kept: Option<Vec<Code>>,
 }
 
 /// Owns an isolate's JIT. It must be dropped before the isolate, and not while the isolate runs.
@@ -166,6 +168,31 @@ impl Attached {
     pub fn contradictions(&self) -> usize {
         // SAFETY: as in `compiled`.
         unsafe { (*self.jit).contradictions }
+    }
+
+    /// From now on the JIT keeps all code that it registers, for [`code`](Attached::code).
+    pub fn keep_code(&mut self) {
+        // SAFETY: as in `compiled`.
+        unsafe { (*self.jit).kept = Some(Vec::new()) };
+    }
+
+    /// The code that was registered since [`keep_code`](Attached::keep_code), the oldest first.
+    pub fn code(&self) -> &[Code] {
+        // SAFETY: as in `compiled`. The isolate does not run, so nothing is added meanwhile.
+        unsafe { (*self.jit).kept.as_deref().unwrap_or_default() }
+    }
+
+    /// Compiles the functions that were not hot. `vm` is the isolate that the JIT is attached to,
+    /// and does not run. Functions that cannot be compiled are left out.
+    pub fn compile_cold(&mut self, vm: &mut Vm) {
+        let protos: Vec<*mut Proto> = vm.protos.iter_mut().map(|p| &raw mut **p).collect();
+        // SAFETY: as in `compiled`.
+        let jit = unsafe { &mut *self.jit };
+        for proto in protos {
+            if !jit.compiled.contains(&proto) {
+                let _ = jit.compile_function(vm, proto);
+            }
+        }
     }
 
     /// The number of inline allocations that are restart ranges. All others are unsafe ranges.
@@ -212,6 +239,7 @@ pub fn attach(vm: &mut Vm, config: JitConfig) -> Result<Attached, CodegenError> 
         pieces: 0,
         linked: false,
         contradictions: 0,
+        kept: None,
     }));
     vm.hooks.hot_call = Some(hot_call);
     vm.hooks.hot_loop = Some(hot_loop);
@@ -601,6 +629,9 @@ impl Jit {
         // instructions that do not wait.
         let guard = unsafe { heap.register_code(spec) }.map_err(refused)?;
         self.guards.push(guard);
+        if let Some(kept) = &mut self.kept {
+            kept.push(code.clone());
+        }
         if std::env::var_os("GCLAB_PERF_MAP").is_some() {
             write_perf_map(code);
         }
