@@ -1,7 +1,9 @@
 //! `gclab talk`: the talk's ways to interrupt a loop, measured on the same kernels.
 
 pub mod figures;
+pub mod scenes;
 
 pub use figures::{
     Claim, KernelFigures, Precision, SlowDown, Spinlock, Stops, StrategyFigures, Talk,
 };
+pub use scenes::{Both, Gap, Handler, ManyRun, Scenes, Service, SpinlockScene, SwitchCost};
