@@ -38,6 +38,8 @@ use gc_preempt::stackmap::StackMaps;
 use gc_preempt::stackmap::cranelift::{Function, Site};
 use gc_preempt::{CodeGuard, CodeSpec, CodeWhat, FrameRule};
 
+use super::exact::{self, ExactFrame};
+
 /// The default address space of an arena, in bytes: enough for each program here, and much less
 /// than the 2 GiB that `call rel32` reaches. Only pages that hold code take memory.
 pub const ARENA_BYTES: usize = 64 << 20;
@@ -213,6 +215,8 @@ pub struct Code {
     /// The ranges marked by [`Body::mark`], as offsets from the function's start: from the first
     /// instruction with a mark to the end of the last one.
     pub marks: Vec<Range<u32>>,
+    /// What an exact scan of its interrupted frame needs, if [`Arena::keep_places`] was called.
+    pub exact: Option<Arc<ExactFrame>>,
     memory: Arc<CodeMemory>,
 }
 
@@ -299,6 +303,7 @@ pub struct Body<'a, 'f> {
     /// Cranelift's builder. Blocks that are not sealed are sealed at the end.
     pub builder: FunctionBuilder<'f>,
     module: &'a mut JITModule,
+    references: Vec<ir::Value>,
 }
 
 impl Body<'_, '_> {
@@ -311,6 +316,12 @@ impl Body<'_, '_> {
     pub fn mark(&mut self, number: Option<u32>) {
         let place = number.map_or_else(SourceLoc::default, SourceLoc::new);
         self.builder.set_srcloc(place);
+    }
+
+    /// Declares a value as a reference: it is in the stack maps of the calls that it lives across,
+    /// and with [`Arena::keep_places`] in the table of places.
+    pub fn reference(&mut self, value: ir::Value) {
+        self.references.push(value);
     }
 
     /// Creates the entry block with the function's parameters, switches to it and gives the
@@ -331,6 +342,7 @@ struct Unfinished {
     facts: Function,
     listing: Option<String>,
     marks: Vec<Range<u32>>,
+    exact: Option<Arc<ExactFrame>>,
 }
 
 /// A module of machine code in one arena.
@@ -341,6 +353,7 @@ pub struct Arena {
     memory: Arc<CodeMemory>,
     imports: Arc<Mutex<HashMap<String, usize>>>,
     unfinished: Vec<Unfinished>,
+    keeps_places: bool,
 }
 
 impl Arena {
@@ -378,12 +391,18 @@ impl Arena {
             memory,
             imports,
             unfinished: Vec::new(),
+            keeps_places: false,
         })
     }
 
     /// From now on each [`Code`] has its instructions as text, for tests and for readers.
     pub fn keep_listings(&mut self) {
         self.context.set_disasm(true);
+    }
+
+    /// From now on each [`Code`] has tables of the places of its references.
+    pub fn keep_places(&mut self) {
+        self.keeps_places = true;
     }
 
     /// The target that code is generated for.
@@ -453,20 +472,38 @@ impl Arena {
         let mut under_way = Body {
             builder: FunctionBuilder::new(&mut self.context.func, &mut self.builder_context),
             module: &mut self.module,
+            references: Vec::new(),
         };
         let result = body(&mut under_way);
         under_way.builder.seal_all_blocks();
+        if self.keeps_places {
+            exact::label(&mut under_way.builder, &under_way.references);
+        }
+        for reference in under_way.references {
+            under_way.builder.declare_value_needs_stack_map(reference);
+        }
         under_way.builder.finalize(frontend_config);
+        if self.keeps_places {
+            exact::label_reloads(&mut self.context.func);
+        }
         let defined = self.module.define_function(id, &mut self.context);
         let compiled = self.context.compiled_code();
         let facts = compiled.and_then(|compiled| facts_of(compiled, &self.context.func));
         let listing = compiled.and_then(|compiled| compiled.vcode.clone());
         let marks = compiled.map(marks_of).unwrap_or_default();
+        let exact = compiled
+            .zip(facts.as_ref())
+            .filter(|_| self.keeps_places)
+            .map(|(compiled, facts)| ExactFrame::new(compiled, facts));
         self.module.clear_context(&mut self.context);
         defined.map_err(|e| refused(&name, &e))?;
         let facts = facts.ok_or_else(|| CodegenError::Compile {
             function: name.clone(),
             why: "Cranelift gave no frame layout".to_owned(),
+        })?;
+        let exact = exact.transpose().map_err(|e| CodegenError::Compile {
+            function: name.clone(),
+            why: e.to_string(),
         })?;
         self.unfinished.push(Unfinished {
             id,
@@ -474,6 +511,7 @@ impl Arena {
             facts,
             listing,
             marks,
+            exact: exact.map(Arc::new),
         });
         Ok(result)
     }
@@ -506,6 +544,7 @@ impl Arena {
                 name: function.name,
                 listing: function.listing,
                 marks: function.marks,
+                exact: function.exact,
                 memory: Arc::clone(&self.memory),
             })
             .collect())
@@ -516,7 +555,7 @@ impl Arena {
 fn marks_of(compiled: &CompiledCode) -> Vec<Range<u32>> {
     let mut marks: BTreeMap<u32, Range<u32>> = BTreeMap::new();
     for piece in compiled.buffer.get_srclocs_sorted() {
-        if !piece.loc.is_default() {
+        if !piece.loc.is_default() && !exact::is_of_a_return(piece.loc) {
             let mark = marks
                 .entry(piece.loc.bits())
                 .or_insert(piece.start..piece.end);
@@ -579,6 +618,8 @@ fn host_isa(extensions: bool) -> Result<OwnedTargetIsa, CodegenError> {
     for (name, value) in [
         ("opt_level", "speed"),
         ("preserve_frame_pointers", "true"),
+        // Where blocks begin and jump to, which changes no byte of the code.
+        ("machine_code_cfg_info", "true"),
         ("unwind_info", "true"),
         ("is_pic", "false"),
         ("use_colocated_libcalls", "false"),

@@ -165,7 +165,7 @@ pub(crate) fn chase(arena: &mut Arena, declare: bool) -> Result<(), CodegenError
         b.ins().return_(&[sum]);
         if declare {
             for reference in [head, node, next] {
-                b.declare_value_needs_stack_map(reference);
+                body.reference(reference);
             }
         }
     })

@@ -4,8 +4,12 @@
 pub mod alloc;
 pub mod codegen;
 pub mod deep;
+pub mod exact;
 pub mod hold;
 pub mod image;
+pub mod interruption;
 pub mod loops;
+pub mod places;
+pub mod single_step;
 pub mod stale;
 pub mod talk;
