@@ -90,7 +90,9 @@ impl Places {
 
     /// Whether the place is in the set.
     pub fn contains(self, place: Place) -> bool {
-        place.number().is_some_and(|number| self.0 & 1 << number != 0)
+        place
+            .number()
+            .is_some_and(|number| self.0 & 1 << number != 0)
     }
 
     /// The places of both sets.
@@ -162,7 +164,9 @@ impl PlaceTable {
                 LabelValueLoc::Reg(register) => register
                     .to_real_reg()
                     .and_then(|register| Place::of_hardware(register.hw_enc())),
-                LabelValueLoc::CFAOffset(offset) => u32::try_from(-offset).ok().map(Place::BelowCfa),
+                LabelValueLoc::CFAOffset(offset) => {
+                    u32::try_from(-offset).ok().map(Place::BelowCfa)
+                }
             };
             // A label of a value in no general register and above the CFA would be an argument of
             // the caller, which the caller's frame has.
@@ -250,7 +254,11 @@ mod tests {
 
     #[test]
     fn a_table_gives_back_its_rows() {
-        let [a, b, c] = [Place::Register(5), Place::BelowCfa(24), Place::BelowCfa(888)];
+        let [a, b, c] = [
+            Place::Register(5),
+            Place::BelowCfa(24),
+            Place::BelowCfa(888),
+        ];
         let rows = [
             (0, places(&[a])),
             (3, places(&[a, b])),
