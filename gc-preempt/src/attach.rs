@@ -106,9 +106,8 @@ pub(crate) fn detach(inner: &Arc<Inner>, record: &'static Record, first: impl Fn
     if members.len() == before {
         return; // detached already: in a forked child, or by `at_exit`
     }
-    if record.hook_world.load(Ordering::Relaxed) == inner.id {
-        record.hook.store(core::ptr::null_mut(), Ordering::Relaxed);
-    }
+    record.stop_hook.unset_of(inner.id);
+    record.preempt_hook.unset_of(inner.id);
     record.worlds.fetch_sub(1, Ordering::Relaxed);
     release(record, &mut lock);
 }

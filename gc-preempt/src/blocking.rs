@@ -16,15 +16,16 @@ use crate::stopper::{HoldsAStop, holds_a_stop};
 /// the embedder (H5).
 ///
 /// The signal arrives at the latest when the thread next returns from the kernel. The loop is
-/// bounded for a thread that blocks SIGURG.
-fn drain_signals(record: &Record) {
+/// bounded for a thread that blocks SIGURG. False: one is on its way all the same.
+fn drain_signals(record: &Record) -> bool {
     for _ in 0..1000 {
         if record.in_flight.load(Ordering::Relaxed) == 0 {
-            return;
+            return true;
         }
         // SAFETY: no arguments, no memory.
         unsafe { libc::sched_yield() };
     }
+    false
 }
 
 /// Could the running thread wait in [`blocked`] here?
@@ -96,7 +97,7 @@ pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
         // `may_wait` has checked.
         record.own_stack.holds(sp);
         loop {
-            drain_signals(record);
+            let drained = drain_signals(record);
             // As inside no_preempt: a handler that parked between `publish` and `enter_blocked`
             // would overwrite the snapshot.
             record.depth.store(seam::depth(), Ordering::Relaxed);
@@ -108,7 +109,13 @@ pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
             compiler_fence(Ordering::SeqCst);
             record.depth.store(0, Ordering::Relaxed);
             if entered.is_ok() {
-                break;
+                // A request to preempt the thread may have been sent before the thread was BLOCKED.
+                // SeqCst pairs with the requester's: one of the two sees the other's store.
+                if !drained || record.in_flight.load(Ordering::SeqCst) == 0 {
+                    break;
+                }
+                drop(Leave(record));
+                continue;
             }
             compiler_fence(Ordering::SeqCst);
             stop_before_waiting(record);

@@ -78,6 +78,8 @@ crate::faults! {
         HookBelow = "hook-below",
         StopperUnasked = "stopper-unasked",
         WaiterAside = "waiter-aside",
+        PreemptsBlocked = "preempts-blocked",
+        PreemptsSuccessor = "preempts-successor",
     }
 }
 

@@ -9,6 +9,7 @@ use std::io;
 use std::sync::{Arc, Weak};
 
 use crate::blocking::lock;
+use crate::code::CODE;
 use crate::faults;
 use crate::members::{ForkHooks, Inner, worlds};
 use crate::registry::{self, RegistryGuard};
@@ -104,6 +105,7 @@ extern "C" fn child() {
     let Some((mut lock, all, hooks)) = (unsafe { (*OVER_FORK.0.get()).take() }) else {
         return;
     };
+    CODE.forget_readers();
     let me = registry::current();
     if let Some(record) = me {
         // SAFETY: a system call without arguments.
@@ -111,6 +113,7 @@ extern "C" fn child() {
             .tid
             .store(unsafe { libc::gettid() }, Ordering::Relaxed);
         record.in_flight.store(0, Ordering::Relaxed); // pending signals are not inherited
+        record.preempt_wanted.store(false, Ordering::Relaxed); // who wanted it is in the parent
         // SAFETY: the parent's thread is tied to another copy of the mutex. The kernel's list of
         // robust mutexes is empty for this thread, and so is glibc's.
         unsafe { record.lifeline.hold() };

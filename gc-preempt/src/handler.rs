@@ -21,7 +21,7 @@ use crate::state::Phase;
 use crate::stop_number::resumed;
 use crate::stop_point::{
     How, Obstacle, StopPoint, acknowledge_and_park, acknowledge_walk_and_park, frame_snapshot,
-    may_stop, poll,
+    may_preempt, may_stop, poll, wants_preemption,
 };
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -96,7 +96,8 @@ fn decide_on_our_stack(record: &'static Record, frame: SignalFrame, from: u64) {
 
 /// Handles the signal on an attached thread.
 fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
-    record.in_flight.store(0, Ordering::Relaxed);
+    // SeqCst pairs with the requester's: a request that sees a signal in flight is seen below.
+    record.in_flight.store(0, Ordering::SeqCst);
     let word = record.state.load();
     let number = word.number();
     if !word.asked() {
@@ -106,7 +107,11 @@ fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
     if word.phase() != Phase::Running || !word.asked() || resumed() >= number || !wanted {
         // The thread is stopped or blocked already, or no stop asks for it: a stray, or a signal
         // that came after the thread had stopped by itself.
-        STRAYS.fetch_add(1, Ordering::Relaxed);
+        if word.phase() == Phase::Running && wants_preemption(record) {
+            preempt(record, frame);
+        } else {
+            STRAYS.fetch_add(1, Ordering::Relaxed);
+        }
         return;
     }
     // SAFETY: on the record's thread; the stop that asks is under way, and this thread has not
@@ -148,9 +153,23 @@ fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
     }
 }
 
+/// Injects a call that preempts the thread, if it may be preempted where it is. Otherwise the
+/// request stays marked. No stop asks for the thread.
+fn preempt(record: &Record, frame: SignalFrame) {
+    if may_preempt(record, frame) {
+        // As for a stop: from here to the trampoline the thread counts as inside no_preempt. A stop
+        // that asks meanwhile is deferred, and the trampoline polls.
+        record.depth.store(1, Ordering::Relaxed);
+        record.injected.store(0, Ordering::Relaxed);
+        // SAFETY: managed code keeps the System V convention; the room was checked.
+        unsafe { frame.inject() };
+    }
+}
+
 arch::define_trampoline!(injected_stop);
 
-/// Called by the trampoline: acknowledges, parks, and runs the stop hook. `frame` and `image` (an
+/// Called by the trampoline: acknowledges and parks, if a stop has injected the call, and runs the
+/// hooks. `frame` and `image` (an
 /// XSAVE area) are on this stack, below the interrupted frame.
 extern "C" fn injected_stop(frame: *const InjectedFrame, image: usize) {
     let from = now();
@@ -165,7 +184,7 @@ extern "C" fn injected_stop(frame: *const InjectedFrame, image: usize) {
         };
         let vectors = image..core::ptr::from_ref(saved) as usize;
         let number = record.injected.load(Ordering::Relaxed);
-        {
+        if number != 0 {
             let _mask = SignalMask::all_but_faults();
             let snapshot = Snapshot {
                 registers,
@@ -184,17 +203,26 @@ extern "C" fn injected_stop(frame: *const InjectedFrame, image: usize) {
         record.depth.store(0, Ordering::Relaxed);
         core::sync::atomic::compiler_fence(Ordering::SeqCst);
         poll(record);
-        let hook = record.hook.load(Ordering::Relaxed);
-        if !hook.is_null() {
-            // SAFETY: `set_stop_hook` stored a function of this type; its caller vouches for it and
-            // its data.
-            unsafe {
-                let f: unsafe extern "C" fn(*mut ()) = core::mem::transmute(hook);
-                f(record.hook_data.load(Ordering::Relaxed));
-            }
+        if number != 0 {
+            // SAFETY: own thread; the interrupted code is managed, where the owner allows the hook.
+            unsafe { record.stop_hook.run() };
         }
+        run_preempt_hook();
     }
+    // A hook may have gone on on another thread: its errno is set, by value.
     drop(kept);
+}
+
+/// Runs the preempt hook, if the thread is to be preempted.
+fn run_preempt_hook() {
+    // Looked up here: the stop hook may have gone on on another thread.
+    if let Some(record) = registry::current()
+        && wants_preemption(record)
+    {
+        record.preempt_wanted.store(false, Ordering::SeqCst);
+        // SAFETY: as for the stop hook.
+        unsafe { record.preempt_hook.run() };
+    }
 }
 
 /// What tests may break here.

@@ -48,12 +48,12 @@
 //!    `park`, `processors`, `signal`, `thread_key`, `lifeline`, `arch`, `own_stack`, `altstack`,
 //!    `handler_chain`.
 //! 2. One thread's record: `state` (its one word), `stopper`, `stop_number`, `acknowledgements`,
-//!    `registry`, `panics`.
+//!    `hook`, `registry`, `panics`.
 //! 3. Code: `table_error`, `unwind`, [`stackmap`], `code`.
 //! 4. Frames: `walk`.
 //! 5. One world's threads: `errors`, `stopped_mutator`, `members`.
 //! 6. A thread's side of the protocol: `stop_point`, `blocking`, `handler`, `watchdog`.
-//! 7. Handles: `attach`, `fork`, `here`, `mutator`, `world`, `explain`.
+//! 7. Handles: `attach`, `fork`, `here`, `mutator`, `preempt`, `world`, `explain`.
 //!
 //! # Effects of stops on a host's threads
 //!
@@ -108,6 +108,7 @@ pub mod fuzz;
 mod handler;
 mod handler_chain;
 mod here;
+mod hook;
 mod lifeline;
 mod lock_order;
 mod members;
@@ -116,6 +117,7 @@ mod own_stack;
 mod panics;
 mod park;
 mod pin;
+mod preempt;
 mod processors;
 mod quiet;
 mod registry;
@@ -147,6 +149,7 @@ pub use here::{blocking_here, no_preempt_here};
 pub use lock_order::forget_held_locks;
 pub use members::{ForkHooks, MutatorHooks, World};
 pub use mutator::{InNoPreempt, Mutator, StopHook};
+pub use preempt::{PreemptHook, Preempter, preempt_wanted_here, take_preempt_request_here};
 pub use registry::{MutatorId, in_no_preempt_here};
 pub use stop_point::NoPreempt;
 pub use stopped_mutator::StoppedMutator;

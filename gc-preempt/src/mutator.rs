@@ -25,7 +25,8 @@ impl std::error::Error for InNoPreempt {}
 ///
 /// It runs on the mutator's own stack as if the interrupted instruction had called it, and only
 /// after stops that found the thread in managed code. It may allocate and block, and it may be
-/// stopped.
+/// stopped. A request to preempt the thread runs another hook,
+/// [`PreemptHook`](crate::PreemptHook).
 #[derive(Clone, Copy)]
 pub struct StopHook {
     /// The function. It gets `data`.
@@ -150,16 +151,8 @@ impl Mutator {
     /// until another hook is set or the thread is detached.
     pub unsafe fn set_stop_hook(&self, hook: Option<StopHook>) {
         let _section = self.no_preempt_guard();
-        let (f, data) = hook.map_or((core::ptr::null_mut(), core::ptr::null_mut()), |h| {
-            (h.f as *mut (), h.data)
-        });
-        // Relaxed: only this thread reads them, in its handler and trampoline, which do not run in
-        // the section.
-        self.record.hook_data.store(data, Ordering::Relaxed);
-        self.record.hook.store(f, Ordering::Relaxed);
-        self.record
-            .hook_world
-            .store(self.world.inner.id, Ordering::Relaxed);
+        let hook = hook.map(|h| (h.f, h.data));
+        self.record.stop_hook.set(hook, self.world.inner.id);
     }
 }
 

@@ -13,6 +13,7 @@ use crate::altstack::{self, AlternateStack};
 use crate::arch;
 use crate::clock;
 use crate::context::Snapshot;
+use crate::hook::Hook;
 use crate::lifeline::Lifeline;
 use crate::own_stack::{OwnStack, StackBounds};
 use crate::park::{Mutex, MutexGuard};
@@ -45,16 +46,20 @@ pub(crate) struct Record {
     pub depth: AtomicU32,
     /// A signal of ours is on its way to the thread.
     pub in_flight: AtomicU32,
-    /// Number of the stop for which a call was injected and has not acknowledged yet.
+    /// Number of the stop for which a call was injected and has not acknowledged yet. 0: the call
+    /// was injected to preempt the thread, and acknowledges nothing.
     pub injected: AtomicU64,
     /// Its state at a stop. The thread writes it before it acknowledges, the stopper reads it after
     /// that.
     snapshot: UnsafeCell<Snapshot>,
-    /// Hook that an injected stop runs; null for none.
-    pub hook: AtomicPtr<()>,
-    pub hook_data: AtomicPtr<()>,
-    /// The world whose mutator set the hook.
-    pub hook_world: AtomicU64,
+    /// Runs after an injected stop.
+    pub stop_hook: Hook,
+    /// Runs when the thread is preempted (see `preempt.rs`).
+    pub preempt_hook: Hook,
+    /// Somebody wants the thread preempted, and that has not happened yet.
+    pub preempt_wanted: AtomicBool,
+    /// How many threads have had this record before. Changes under the registry lock.
+    pub generation: AtomicU64,
     /// May a signal stop the thread for the stop that asks now? Written by the stopper before it
     /// asks.
     pub by_signal: AtomicBool,
@@ -104,9 +109,10 @@ impl Record {
             in_flight: AtomicU32::new(0),
             injected: AtomicU64::new(0),
             snapshot: UnsafeCell::new(Snapshot::default()),
-            hook: AtomicPtr::new(core::ptr::null_mut()),
-            hook_data: AtomicPtr::new(core::ptr::null_mut()),
-            hook_world: AtomicU64::new(0),
+            stop_hook: Hook::new(),
+            preempt_hook: Hook::new(),
+            preempt_wanted: AtomicBool::new(false),
+            generation: AtomicU64::new(0),
             by_signal: AtomicBool::new(true),
             inject: AtomicU32::new(0),
             obstacle: AtomicU64::new(0),
@@ -255,10 +261,9 @@ impl RegistryGuard {
         record.depth.store(0, Ordering::Relaxed);
         record.in_flight.store(0, Ordering::Relaxed);
         record.injected.store(0, Ordering::Relaxed);
-        record.hook.store(core::ptr::null_mut(), Ordering::Relaxed);
-        record
-            .hook_data
-            .store(core::ptr::null_mut(), Ordering::Relaxed);
+        record.stop_hook.unset();
+        record.preempt_hook.unset();
+        record.preempt_wanted.store(false, Ordering::Relaxed);
         record.inject.store(0, Ordering::Relaxed);
         record.worlds.store(0, Ordering::Relaxed);
         record.walked.store(0, Ordering::Relaxed);
@@ -281,6 +286,8 @@ impl RegistryGuard {
             }
         }
         record.thread_pointer.store(0, Ordering::Relaxed);
+        // Relaxed: read under the registry lock.
+        record.generation.fetch_add(1, Ordering::Relaxed);
         record
             .alternate
             .store(core::ptr::null_mut(), Ordering::Relaxed);

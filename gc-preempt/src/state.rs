@@ -30,7 +30,9 @@
 //!   it. If the stopper's swap wins, the thread's swap fails and it parks again. A thread never
 //!   runs while it counts as stopped.
 //! * A thread enters BLOCKED only from a word without a live ASKED, and after the signals that are
-//!   [in flight](crate::registry::Record) have arrived. So a blocked thread gets no signal from us.
+//!   [in flight](crate::registry::Record) have arrived. It looks for such signals once more when it
+//!   is BLOCKED, since a request to preempt it does not ask. So a blocked thread gets no signal from
+//!   us while it runs its embedder's code.
 //! * ASIDE belongs to no stop. The holder of the registry lock sets and removes it, and a thread
 //!   cannot leave BLOCKED with it. So a thread that is aside stands still until it has taken the
 //!   registry lock, which every stop holds (`members.rs`).
@@ -218,6 +220,12 @@ impl<A: AtomicWord> State<A> {
         Word(self.0.load(Ordering::Acquire))
     }
 
+    /// The phase, for a thread that is about to signal this one without a stop (`preempt.rs`).
+    pub(crate) fn phase_in_total_order(&self) -> Phase {
+        // SeqCst pairs with the swap in `enter_blocked`.
+        Word(self.0.load(Ordering::SeqCst)).phase()
+    }
+
     /// Sets RUNNING in a record that no stopper can see.
     pub(crate) fn reset(&self) {
         // Release pairs with the Acquire in `load`.
@@ -227,9 +235,13 @@ impl<A: AtomicWord> State<A> {
     fn swap(&self, from: Word, to: Word) -> Result<(), Word> {
         // AcqRel pairs with itself and with `load`: Release publishes the mutator's snapshot or the
         // stopper's number, Acquire takes over the other side's. SeqCst is not needed: every
-        // decision of the protocol is made on this one word.
+        // decision of a stop is made on this one word.
+        self.swap_by(from, to, Ordering::AcqRel)
+    }
+
+    fn swap_by(&self, from: Word, to: Word, order: Ordering) -> Result<(), Word> {
         self.0
-            .compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire)
+            .compare_exchange(from.0, to.0, order, Ordering::Acquire)
             .map(drop)
             .map_err(Word)
     }
@@ -347,7 +359,9 @@ impl<A: AtomicWord> State<A> {
             if w.asked() && resumed() < w.number() {
                 return Err(w.number());
             }
-            match self.swap(w, w.as_blocked()) {
+            // SeqCst pairs with a request to preempt (`preempt.rs`): this thread looks for a signal
+            // in flight after it, and the requester looks at this word after it has announced one.
+            match self.swap_by(w, w.as_blocked(), Ordering::SeqCst) {
                 Ok(()) => return Ok(()),
                 Err(now) => w = now,
             }

@@ -144,7 +144,7 @@ pub(crate) enum How {
 ///
 /// # Safety
 /// On the record's own thread. The stop of the given number is under way, and the thread has not
-/// answered it.
+/// answered it; or the signal mask is empty, and the code map does not change.
 pub(crate) unsafe fn may_stop(record: &Record, point: &StopPoint<'_>) -> Result<How, Obstacle> {
     if record.depth.load(Ordering::Relaxed) != 0 {
         return Err(Obstacle::NoPreempt);
@@ -180,7 +180,8 @@ pub(crate) unsafe fn may_stop(record: &Record, point: &StopPoint<'_>) -> Result<
                 // SAFETY: the caller's contract.
                 how = unsafe { look_behind_handlers(record, *number, &snapshot, false)? };
             }
-            Ok(match wants_injection(record, *frame) {
+            // SAFETY: the caller's contract.
+            Ok(match unsafe { wants_injection(record, *frame) } {
                 true => How::Inject,
                 false => how,
             })
@@ -225,13 +226,50 @@ unsafe fn look_behind_handlers(
     }
 }
 
-fn wants_injection(record: &Record, frame: SignalFrame) -> bool {
-    (record.inject.load(Ordering::Relaxed) != 0
-        || !record.hook.load(Ordering::Relaxed).is_null())
-        // SAFETY: `may_stop`'s contract.
-        && unsafe { CODE.managed(frame.pc()) }.is_some()
+/// Does a stop of the thread inject a call?
+///
+/// # Safety
+/// As for [`may_stop`].
+unsafe fn wants_injection(record: &Record, frame: SignalFrame) -> bool {
+    let wants = record.inject.load(Ordering::Relaxed) != 0
+        || record.stop_hook.is_set()
+        || wants_preemption(record);
+    // SAFETY: the caller's contract.
+    wants && unsafe { may_inject(record, frame) }
+}
+
+/// Is the thread to be preempted, and has it a hook for that?
+pub(crate) fn wants_preemption(record: &Record) -> bool {
+    // SeqCst pairs with the requester's, see `preempt.rs`.
+    record.preempt_wanted.load(Ordering::SeqCst) && record.preempt_hook.is_set()
+}
+
+/// May a call be injected where the signal has interrupted the thread?
+///
+/// # Safety
+/// The code map does not change, as for [`CodeMap::managed`](crate::code::CodeMap::managed).
+unsafe fn may_inject(record: &Record, frame: SignalFrame) -> bool {
+    // SAFETY: the caller's contract.
+    unsafe { CODE.managed(frame.pc()) }.is_some()
         && seam::has_room(record, frame)
         && seam::is_on_alternate(record, frame)
+}
+
+/// May the thread, which no stop asks for, be preempted where the signal has interrupted it? If it
+/// may, a PC inside a restart range has been moved to the range's start.
+///
+/// The answer is no while the code map changes. It is no, too, while the thread has any signal
+/// blocked: the thread may be in a handler of the host's, which the hook must not leave.
+pub(crate) fn may_preempt(record: &Record, frame: SignalFrame) -> bool {
+    let Some(_reading) = CODE.read() else {
+        return false;
+    };
+    // With an empty mask `may_stop` walks no frames, and needs no stop's number.
+    frame.mask() == 0
+        // SAFETY: on the record's own thread. `_reading` keeps the code map as it is.
+        && unsafe { may_stop(record, &StopPoint::Signal(frame, 0)).is_ok() }
+        // SAFETY: as above.
+        && unsafe { may_inject(record, frame) }
 }
 
 /// The state of the thread that a signal has interrupted.

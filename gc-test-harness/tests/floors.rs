@@ -355,6 +355,7 @@ const GC_PREEMPT: Floors = &[
         "acknowledgements.rs",
         "altstack.rs",
         "stopper.rs",
+        "hook.rs",
         "registry.rs",
         "stop_number.rs",
     ],
@@ -380,6 +381,7 @@ const GC_PREEMPT: Floors = &[
         "fork.rs",
         "here.rs",
         "mutator.rs",
+        "preempt.rs",
         "world/",
     ],
 ];

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 use super::guard::{CodeGuard, Dropped, Key, Mark};
+use super::readers::{Readers, Reading};
 use super::spec::{Checked, CodeError, CodeKind, CodeSpec, CodeWhat, FrameRule};
 use crate::faults::count_step;
 use crate::stackmap::StackMaps;
@@ -159,6 +160,7 @@ pub(crate) struct CodeMap {
     /// The number of unsafe ranges without Urge's own trampoline. A handler of the host that has
     /// interrupted the trampoline may be stopped, since all references are on the stack.
     pub(super) unsafe_ranges: AtomicUsize,
+    pub(super) readers: Readers,
 }
 
 // SAFETY: `registered` is touched only by functions whose contract keeps it from changing meanwhile
@@ -184,6 +186,7 @@ impl CodeMap {
             registered: UnsafeCell::new(registered),
             dropped: Dropped(AtomicPtr::new(ptr::null_mut())),
             unsafe_ranges: AtomicUsize::new(0),
+            readers: Readers::new(),
         }
     }
 
@@ -194,11 +197,22 @@ impl CodeMap {
         Box::leak(Box::new(Self::new()))
     }
 
+    /// Keeps the map as it is for a thread that no stop asks for. `None`: it changes just now.
+    /// Async-signal-safe.
+    pub(crate) fn read(&self) -> Option<Reading<'_>> {
+        self.readers.read()
+    }
+
+    /// In the child of a fork: forgets the readers among the parent's threads.
+    pub(crate) fn forget_readers(&self) {
+        self.readers.forget();
+    }
+
     /// The kind of code at `pc`. Async-signal-safe: only reads memory.
     ///
     /// # Safety
-    /// Under the registry lock, or while a stop asks for the calling thread, which has not
-    /// acknowledged.
+    /// Under the registry lock; or while a stop asks for the calling thread, which has not
+    /// acknowledged; or while a [`Reading`] lives.
     pub(crate) unsafe fn classify(&self, pc: usize) -> PcClass {
         // SAFETY: nothing changes while the caller's contract holds.
         let registered = unsafe { &*self.registered.get() };
@@ -218,7 +232,8 @@ impl CodeMap {
     /// The managed code at `pc`, also if `pc` lies in an unsafe or restart range inside of it.
     ///
     /// # Safety
-    /// Under the registry lock, which a stopper holds. The result is valid while the lock is held.
+    /// Under the registry lock, which a stopper holds, or while a [`Reading`] lives. The result is
+    /// valid as long.
     pub(crate) unsafe fn managed(&self, pc: usize) -> Option<Managed<'_>> {
         // SAFETY: nothing changes while the caller's contract holds.
         let registered = unsafe { &*self.registered.get() };
@@ -250,6 +265,7 @@ impl CodeMap {
         world: u64,
         Checked(CodeSpec { range, what, owner }): Checked,
     ) -> Result<CodeGuard, CodeError> {
+        let _changing = self.readers.change();
         // SAFETY: the registry lock is held, so no other thread accesses it.
         let registered = unsafe { &mut *self.registered.get() };
         let kind = what.kind();

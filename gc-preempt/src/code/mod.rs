@@ -15,10 +15,14 @@
 //! asks, and does not read the maps. The changes of the last holder of the lock are visible: the
 //! stop took the lock after it, and the handler reads the request with Acquire.
 //!
+//! A handler that no stop protects, since its thread is to be preempted, counts itself as a reader
+//! (`readers.rs`).
+//!
 //! `removal.rs` says how code is removed.
 
 mod guard;
 mod map;
+mod readers;
 mod removal;
 mod spec;
 

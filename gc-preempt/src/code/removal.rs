@@ -43,7 +43,17 @@ impl CodeMap {
     /// # Safety
     /// Under the registry lock, with no stop under way.
     pub(crate) unsafe fn take_dropped(&self) {
-        // SAFETY: the registry lock is held, and no handler reads.
+        let _changing = self.readers.change();
+        // SAFETY: the caller's contract, and no handler reads.
+        unsafe { self.take_marks() };
+    }
+
+    /// Does what [`take_dropped`](Self::take_dropped) does.
+    ///
+    /// # Safety
+    /// As `take_dropped`, while no handler reads.
+    unsafe fn take_marks(&self) {
+        // SAFETY: the caller's contract.
         let registered = unsafe { &mut *self.registered.get() };
         for mark in self.dropped.take() {
             let Key { managed, start } = mark.key;
@@ -136,6 +146,7 @@ impl CodeMap {
     /// # Safety
     /// Under the registry lock, with no stop under way.
     pub(crate) unsafe fn sweep(&self) -> Vec<Removed> {
+        let _changing = self.readers.change();
         // SAFETY: the registry lock is held, and no handler reads.
         let mut registered = unsafe { &mut *self.registered.get() };
         let mut unused = Vec::new();
@@ -158,7 +169,7 @@ impl CodeMap {
             // Guards of a gone world's code that were dropped since the last stop. Marks of other
             // worlds wait for their next stop.
             // SAFETY: the registry lock is held, and `registered` is not used meanwhile.
-            unsafe { self.take_dropped() };
+            unsafe { self.take_marks() };
             // SAFETY: as above.
             registered = unsafe { &mut *self.registered.get() };
             for owned in registered.worlds.values_mut() {
