@@ -371,6 +371,23 @@ impl HeapBuilder {
         self
     }
 
+    /// Whether signals stop the heap's mutators; true by default. With `false` they stop only at
+    /// polls: in allocation, in [`blocking`](crate::Mutator::blocking) and in
+    /// [`poll`](gc_preempt::Mutator::poll), as with
+    /// [`Config::signals`](gc_preempt::Config::signals). For compilers that insert polls of their
+    /// own: a collection waits for each loop without one. In the environment `URGE_ASYNC`.
+    ///
+    /// ```
+    /// let heap = gc_core::Heap::builder().signals(false).build()?;
+    /// let mutator = heap.attach()?;
+    /// mutator.thread().poll(); // a stop takes effect here
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn signals(mut self, on: bool) -> Self {
+        self.config.signals = on;
+        self
+    }
+
     /// Builds the heap: reserves its address range and starts its collector's thread. The first
     /// heap of a process also installs the handler of SIGURG.
     ///

@@ -42,7 +42,7 @@ pub struct Made {
 unsafe extern "C" fn poll(control: *const Control) {
     // SAFETY: compiled code passes its own argument on, and the control and its mutator outlive the
     // call of the kernel.
-    unsafe { (*(*control).mutator).thread().poll() }
+    unsafe { (*control).mutator().thread().poll() }
 }
 
 impl Maker {
@@ -244,7 +244,8 @@ impl Polled<'_, '_, '_> {
     pub fn passes(&mut self, input: Value, pass: impl FnOnce(&mut Self) -> Value) {
         let flags = MemFlagsData::trusted();
         let passes = std::mem::offset_of!(Input, passes) as i32;
-        let over = std::mem::offset_of!(Input, over) as i32;
+        let over = std::mem::offset_of!(Control, over) as i32;
+        let control = self.control;
         let b = &mut self.body.builder;
         let wanted = b.ins().load(types::I64, flags, input, passes);
         let head = b.create_block();
@@ -255,7 +256,7 @@ impl Polled<'_, '_, '_> {
         let answer = pass(self);
         let b = &mut self.body.builder;
         let left = b.ins().iadd_imm_s(left, -1);
-        let over = b.ins().load(types::I64, flags, input, over);
+        let over = b.ins().load(types::I64, flags, control, over);
         let zero = b.ins().iconst(types::I64, 0);
         let again = b.ins().select(over, zero, left);
         self.back_edge(again, head, &[left], done);
@@ -264,11 +265,49 @@ impl Polled<'_, '_, '_> {
         b.ins().return_(&[answer]);
     }
 
-    /// Makes a block with parameters of these types.
-    pub fn block(&mut self, params: &[Type]) -> (Block, Vec<Value>) {
+    /// Builds a loop of `count` turns, at least one. `turn` gets the number of the turn, from 0 on,
+    /// and the carried values, and gives their next values. Gives the last ones.
+    pub fn each(
+        &mut self,
+        count: Value,
+        carried: &[Value],
+        turn: impl FnOnce(&mut Self, Value, &[Value]) -> Vec<Value>,
+    ) -> Vec<Value> {
         let b = &mut self.body.builder;
-        let block = b.create_block();
-        let params = params.iter().map(|&kind| b.append_block_param(block, kind));
-        (block, params.collect())
+        let zero = b.ins().iconst(types::I64, 0);
+        let first = [&[zero], carried].concat();
+        let head = b.create_block();
+        let params: Vec<Value> = first
+            .iter()
+            .map(|&value| {
+                let kind = b.func.dfg.value_type(value);
+                b.append_block_param(head, kind)
+            })
+            .collect();
+        let done = b.create_block();
+        b.ins().jump(head, &params_of(&first));
+        b.switch_to_block(head);
+        let next = turn(self, params[0], &params[1..]);
+        let b = &mut self.body.builder;
+        let number = b.ins().iadd_imm_s(params[0], 1);
+        let more = b.ins().icmp(IntCC::UnsignedLessThan, number, count);
+        let all = [&[number], &next[..]].concat();
+        self.back_edge(more, head, &all, done);
+        self.body.builder.switch_to_block(done);
+        next
+    }
+
+    /// Calls a function of the kernel, which gets the control first, and gives its result.
+    pub fn call(&mut self, function: FuncId, arguments: &[Value]) -> Value {
+        let callee = self.body.callee(function);
+        let arguments = [&[self.control], arguments].concat();
+        let b = &mut self.body.builder;
+        let call = b.ins().call(callee, &arguments);
+        b.inst_results(call)[0]
+    }
+
+    /// Declares a value as a reference to a heap cell.
+    pub fn reference(&mut self, value: Value) {
+        self.body.builder.declare_value_needs_stack_map(value);
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod figures;
 pub mod scenes;
+pub mod stage;
 
 pub use figures::{
     Claim, KernelFigures, Precision, SlowDown, Spinlock, Stops, StrategyFigures, Talk,

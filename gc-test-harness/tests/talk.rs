@@ -1,0 +1,228 @@
+//! The talk's strategies: each stops the kernels that it can stop, and no stop changes an answer.
+
+#[path = "../../gc-preempt/tests/common/mod.rs"]
+mod common;
+
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use gc_test_harness::kernels::talk::{Kernel, Strategy};
+use gc_test_harness::lab::talk::stage::Stage;
+
+/// The strategies that this file tests.
+const STRATEGIES: [Strategy; 6] = [
+    Strategy::Unstopped,
+    Strategy::Cooperative,
+    Strategy::Prologue,
+    Strategy::BackEdge,
+    Strategy::BackEdgeFault,
+    Strategy::Async,
+];
+/// Inputs are a sixteenth of those that are measured.
+const PART: u64 = 16;
+/// Stops of each kernel under each strategy, and collections.
+const STOPS: u32 = 12;
+/// A test that waits for longer hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Whether the strategy stops the kernel while it runs.
+fn stops(strategy: Strategy, kernel: Kernel) -> bool {
+    let calls = [
+        Kernel::Matrix,
+        Kernel::Hash,
+        Kernel::Search,
+        Kernel::Mandelbrot,
+    ];
+    match strategy {
+        Strategy::Unstopped | Strategy::Cooperative => kernel == Kernel::Stores,
+        Strategy::Prologue => kernel == Kernel::Stores || calls.contains(&kernel),
+        _ => true,
+    }
+}
+
+fn all() -> impl Iterator<Item = Stage> {
+    let pairs = STRATEGIES
+        .into_iter()
+        .flat_map(|strategy| Kernel::ALL.map(|kernel| (strategy, kernel)));
+    pairs.map(|(strategy, kernel)| Stage::new(kernel, strategy).expect("a stage"))
+}
+
+/// Calls its function when it is dropped, also by a panic.
+struct Finally<F: Fn()>(F);
+
+impl<F: Fn()> Drop for Finally<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+#[test]
+fn answers_are_right_under_storms() {
+    for stage in all() {
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let player = scope.spawn(|| {
+                stage.on_this_thread(PART, |player| {
+                    while !done.load(SeqCst) {
+                        player.run(2)?;
+                        player.mutator.thread().poll();
+                    }
+                    player.run(1)
+                })
+            });
+            let _end = Finally(|| done.store(true, SeqCst));
+            while !stage.plays() && !player.is_finished() {
+                std::thread::yield_now();
+            }
+            for round in 0..STOPS {
+                if round % 4 == 3 {
+                    stage.collect().expect("collects");
+                } else {
+                    stage.stop(|_| ()).expect("stops");
+                }
+                std::thread::sleep(Duration::from_micros(u64::from(round * 37 % 100)));
+            }
+            done.store(true, SeqCst);
+            let played = player.join().expect("no panic");
+            played.unwrap_or_else(|why| panic!("{stage:?}: {why}"));
+        });
+    }
+}
+
+#[test]
+fn a_strategy_stops_the_loops_that_it_can_stop() {
+    for stage in all() {
+        let (strategy, kernel) = (stage.strategy, stage.kernel);
+        // The time until the kernel is told to end. Where the strategy stops the kernel, only a
+        // failure waits for so long.
+        let wait = match stops(strategy, kernel) {
+            true => PATIENCE,
+            false => Duration::from_millis(20),
+        };
+        let (told, stopped) = (AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let player = scope.spawn(|| stage.on_this_thread(PART, |player| player.run(u64::MAX)));
+            while !stage.plays() && !player.is_finished() {
+                std::thread::yield_now();
+            }
+            let bell = scope.spawn(|| {
+                let begun = Instant::now();
+                while begun.elapsed() < wait && !stopped.load(SeqCst) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                told.store(true, SeqCst);
+                stage.control.over.store(1, SeqCst);
+            });
+            let end = Finally(|| stopped.store(true, SeqCst));
+            let (_, _, told_first) = stage.stop(|_| told.load(SeqCst)).expect("stops");
+            drop(end);
+            assert_eq!(told_first, !stops(strategy, kernel), "{strategy} {kernel}");
+            bell.join().expect("no panic");
+            let played = player.join().expect("no panic");
+            played.unwrap_or_else(|why| panic!("{stage:?}: {why}"));
+        });
+    }
+}
+
+#[test]
+fn asynchronous_code_is_the_code_of_no_strategy() {
+    for kernel in Kernel::ALL {
+        let bytes = |strategy: Strategy| -> Vec<Vec<u8>> {
+            let made = kernel.compile(strategy).expect("compiles");
+            made.code.iter().map(|code| code.bytes().to_vec()).collect()
+        };
+        let none = bytes(Strategy::Unstopped);
+        assert_eq!(bytes(Strategy::Async), none, "{kernel}");
+        assert_eq!(bytes(Strategy::Cooperative), none, "{kernel}");
+        assert_ne!(bytes(Strategy::BackEdge), none, "{kernel}");
+        assert_ne!(bytes(Strategy::BackEdgeFault), none, "{kernel}");
+        assert_ne!(bytes(Strategy::Prologue), none, "{kernel}");
+    }
+}
+
+/// The ways to fault that are no poll.
+#[derive(Clone, Copy)]
+enum RealFault {
+    /// A load elsewhere, at an address that is no page of polls.
+    Elsewhere,
+    /// A load elsewhere, from a page of polls.
+    OfThePage,
+    /// A poll's load, from another page.
+    OfThePoll,
+}
+
+/// Checks that this test's child ends by SIGSEGV after a real fault, while the handler of polls is
+/// installed and has worked.
+fn dies(name: &str, fault: RealFault) {
+    use std::os::unix::process::ExitStatusExt;
+    if !common::is_child() {
+        let output = common::run_child(name, "", &[]).expect("the child hung");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains("the polls work"), "{text}");
+        assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{text}");
+        return;
+    }
+    let mut stage = Stage::new(Kernel::Sum, Strategy::BackEdgeFault).expect("a stage");
+    std::thread::scope(|scope| {
+        let player = scope.spawn(|| stage.on_this_thread(PART, |player| player.run(u64::MAX)));
+        while !stage.plays() {
+            std::thread::yield_now();
+        }
+        stage.stop(|_| ()).expect("stops");
+        stage.control.over.store(1, SeqCst);
+        player.join().expect("no panic").expect("is right");
+    });
+    eprintln!("the polls work");
+    match fault {
+        RealFault::Elsewhere => read(8),
+        RealFault::OfThePage => {
+            stage.page().protect().expect("protects");
+            read(stage.control.page);
+        }
+        RealFault::OfThePoll => {
+            stage.control.page = 8;
+            let _ = stage.on_this_thread(PART, |player| player.run(1));
+        }
+    }
+}
+
+fn read(address: usize) {
+    // SAFETY: none. The word is not readable, and the process ends here.
+    std::hint::black_box(unsafe { (address as *const u64).read_volatile() });
+}
+
+#[test]
+fn a_real_fault_ends_the_process() {
+    dies("a_real_fault_ends_the_process", RealFault::Elsewhere);
+}
+
+#[test]
+fn a_fault_of_the_poll_page_that_is_no_poll_ends_the_process() {
+    let name = "a_fault_of_the_poll_page_that_is_no_poll_ends_the_process";
+    dies(name, RealFault::OfThePage);
+}
+
+#[test]
+fn a_fault_of_a_poll_elsewhere_ends_the_process() {
+    let name = "a_fault_of_a_poll_elsewhere_ends_the_process";
+    dies(name, RealFault::OfThePoll);
+}
+
+#[test]
+fn a_real_fault_goes_to_the_handler_that_was_there_before() {
+    let name = "a_real_fault_goes_to_the_handler_that_was_there_before";
+    const CODE: i32 = 42;
+    extern "C" fn leave(_: i32) {
+        // SAFETY: ends the process, from any state.
+        unsafe { libc::_exit(CODE) };
+    }
+    if !common::is_child() {
+        let output = common::run_child(name, "", &[]).expect("the child hung");
+        assert_eq!(output.status.code(), Some(CODE), "{output:?}");
+        return;
+    }
+    // SAFETY: the handler is async-signal-safe.
+    unsafe { libc::signal(libc::SIGSEGV, leave as *const () as usize) };
+    let _stage = Stage::new(Kernel::Sum, Strategy::BackEdgeFault).expect("a stage");
+    read(8);
+}
