@@ -8,7 +8,9 @@ use crate::members::{self, Inner, Member, MutatorHooks, worlds};
 use crate::quiet::NoCancel;
 use crate::registry::{self, Record, RegistryGuard};
 use crate::signal::SIGNAL;
+use crate::stack_record::StackState;
 use crate::state::Phase;
+use crate::stop_point::NoPreempt;
 use crate::stopper::holds_a_stop;
 use crate::thread_key::ThreadKey;
 use crate::{own_stack, walk};
@@ -47,6 +49,9 @@ pub(crate) fn attach(
     });
     let record = match found {
         Some(record) => {
+            if record.current().is_some() {
+                return Err(AttachError::OnAStack);
+            }
             if inner
                 .members(&mut lock)
                 .all()
@@ -87,7 +92,21 @@ pub(crate) fn attach(
 
 /// Detaches the running thread. Runs `first` before, while the registry lock is held: no other
 /// thread holds a stop then.
+///
+/// # Panics
+/// On a registered stack: the thread stays attached. If the thread panics already, it stays
+/// attached without another panic.
 pub(crate) fn detach(inner: &Arc<Inner>, record: &'static Record, first: impl FnOnce()) {
+    if record.current().is_some() && !left_for_good(record) {
+        if std::thread::panicking() {
+            return;
+        }
+        panic!(
+            "a Mutator was dropped on a coroutine's stack, on which its thread has still to be \
+             stopped: the thread stays attached"
+        );
+    }
+    record.resumes_in.store(0, Ordering::Relaxed);
     let Ok(mut lock) = lock() else {
         if record.is_aside_in(inner) {
             members::come_back(record);
@@ -112,6 +131,29 @@ pub(crate) fn detach(inner: &Arc<Inner>, record: &'static Record, first: impl Fn
     release(record, &mut lock);
 }
 
+/// Has the running thread, which is known to run on a registered stack, left that stack and all
+/// from which it was resumed for good? `pthread_exit` does so, and a long jump may. The thread is
+/// back on its own stack, and the stacks are lost.
+fn left_for_good(record: &'static Record) -> bool {
+    let here = 0u8;
+    let is_back = record.own_stack.holds(&raw const here as usize);
+    if !is_back {
+        return false;
+    }
+    let mut at = record.current();
+    let section = NoPreempt::on(record);
+    record
+        .current
+        .store(core::ptr::null_mut(), Ordering::Relaxed);
+    while let Some(stack) = at {
+        // SAFETY: the running thread's own chain.
+        at = unsafe { stack.outer() };
+        stack.give_back(StackState::Lost);
+    }
+    drop(section);
+    true
+}
+
 /// Gives the running thread's record back if the thread is attached to no world any more. Inside of
 /// `no_preempt` or `blocking`, whose end accesses the record, the end does it (see `here.rs`).
 pub(crate) fn release(record: &'static Record, lock: &mut RegistryGuard) {
@@ -130,6 +172,7 @@ pub(crate) fn release(record: &'static Record, lock: &mut RegistryGuard) {
 fn evict(record: &'static Record, lock: &mut RegistryGuard) -> Vec<Arc<Inner>> {
     let all: Vec<_> = worlds(lock).iter().filter_map(Weak::upgrade).collect();
     for inner in &all {
+        inner.members(lock).lose_stacks_of(record);
         for gone in inner.members(lock).take_all(record) {
             // SAFETY: the thread is gone, and the registry lock is held.
             unsafe { gone.tell_gone() };

@@ -95,7 +95,7 @@ pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
         let record = call.record;
         // A walk reads from this SP on, which may lie on a lower page than the address that
         // `may_wait` has checked.
-        record.own_stack.holds(sp);
+        record.holds(sp);
         loop {
             let drained = drain_signals(record);
             // As inside no_preempt: a handler that parked between `publish` and `enter_blocked`

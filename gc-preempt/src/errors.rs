@@ -36,6 +36,8 @@ pub enum AttachError {
     System(&'static str, io::Error),
     /// The calling thread has stopped a world, and must resume it first.
     HoldsAStop,
+    /// The thread runs on a [`Stack`](crate::Stack), and could go on there as another thread.
+    OnAStack,
 }
 
 /// [`World::stop`](crate::World::stop) has failed.
@@ -61,6 +63,85 @@ pub enum HandshakeError {
     /// The calling thread has stopped a world, and must resume it first.
     HoldsAStop,
 }
+
+/// An operation on a [`Stack`](crate::Stack) has failed, and has changed nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StackError {
+    /// The memory is null, smaller than 4 KiB, or an end of it is no multiple of 16; or the
+    /// function does not fit.
+    Memory,
+    /// The memory overlaps another registered stack, or the own stack of an attached thread.
+    Overlaps,
+    /// The calling thread is not attached to the stack's world.
+    NotAttached,
+    /// The calling thread has stopped a world, and must resume it first.
+    HoldsAStop,
+    /// The calling thread is inside `no_preempt`.
+    InNoPreempt,
+    /// The calling thread is inside `blocking`.
+    Blocking,
+    /// SP does not lie on the stack that the calling thread is known to run on: a signal handler on
+    /// an alternate stack, or a coroutine on a stack that is not registered.
+    ElsewhereNow,
+    /// The calling thread does not run on a registered stack.
+    NotOnAStack,
+    /// Nothing was started on the stack.
+    Idle,
+    /// The stack is suspended: its frames may still run.
+    Suspended,
+    /// A thread runs on the stack.
+    Running,
+    /// The calling thread runs on the stack, or on one that was resumed from it.
+    Ancestor,
+    /// The function on the stack has ended.
+    Finished,
+    /// The thread that ran on the stack has ended, or is not in this process.
+    Lost,
+    /// The stack was started by [`Stack::start`](crate::Stack::start) and is switched by code of
+    /// the host's, or the other way round.
+    OtherSwitch,
+}
+
+impl From<HoldsAStop> for StackError {
+    fn from(_: HoldsAStop) -> Self {
+        Self::HoldsAStop
+    }
+}
+
+impl fmt::Display for StackError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Memory => {
+                "a stack's memory must not be null, has 4 KiB at least, ends that are multiples of \
+                 16, and room for the function that is started on it"
+            }
+            Self::Overlaps => {
+                "the memory overlaps another registered stack or an attached thread's own"
+            }
+            Self::NotAttached => "this thread is not attached to the stack's world",
+            Self::HoldsAStop => HOLDS_A_STOP,
+            Self::InNoPreempt => "a switch of stacks inside no_preempt: leave the section first",
+            Self::Blocking => "a switch of stacks inside blocking: leave it first",
+            Self::ElsewhereNow => {
+                "this code runs on a stack that is not registered, or on an alternate signal stack"
+            }
+            Self::NotOnAStack => "this thread does not run on a registered stack",
+            Self::Idle => "nothing was started on this stack",
+            Self::Suspended => "the stack is suspended, and its frames may still run",
+            Self::Running => "a thread runs on the stack",
+            Self::Ancestor => "the stack waits for this very code to suspend or to end",
+            Self::Finished => "the function on this stack has ended",
+            Self::Lost => "the thread that ran on this stack is gone",
+            Self::OtherSwitch => {
+                "a stack that `start` has begun is switched by `resume` and `suspend`, every other \
+                 by `resume_with` and `suspend_with`"
+            }
+        })
+    }
+}
+
+impl Error for StackError {}
 
 impl From<HoldsAStop> for SetupError {
     fn from(_: HoldsAStop) -> Self {
@@ -113,6 +194,9 @@ impl fmt::Display for AttachError {
             }
             Self::System(what, e) => write!(f, "{what}: {e}"),
             Self::HoldsAStop => f.write_str(HOLDS_A_STOP),
+            Self::OnAStack => {
+                f.write_str("attaching on a coroutine's stack: attach on the thread's own stack")
+            }
         }
     }
 }
@@ -150,7 +234,9 @@ impl Error for AttachError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::System(_, error) => Some(error),
-            Self::AlreadyAttached | Self::TooManyThreads | Self::HoldsAStop => None,
+            Self::AlreadyAttached | Self::TooManyThreads | Self::HoldsAStop | Self::OnAStack => {
+                None
+            }
         }
     }
 }

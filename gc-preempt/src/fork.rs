@@ -123,8 +123,11 @@ extern "C" fn child() {
         return;
     }
     lock.keep_only(me);
+    let mine = me.map_or(usize::MAX, |record| core::ptr::from_ref(record) as usize);
     for inner in &all {
-        inner.members(&mut lock).keep_only(me);
+        let members = inner.members(&mut lock);
+        members.keep_only(me);
+        members.lose_stacks(|runner| runner != mine);
     }
     drop(lock);
     for hook in &hooks {

@@ -46,14 +46,14 @@
 //!
 //! 1. System: `faults`, `context`, `config`, `clock`, `text`, `quiet`, `pin`, `signal_mask`,
 //!    `park`, `processors`, `signal`, `thread_key`, `lifeline`, `arch`, `own_stack`, `altstack`,
-//!    `handler_chain`.
+//!    `handler_chain`, `stack_memory`, `stack_record`.
 //! 2. One thread's record: `state` (its one word), `stopper`, `stop_number`, `acknowledgements`,
 //!    `hook`, `registry`, `panics`.
 //! 3. Code: `table_error`, `unwind`, [`stackmap`], `code`.
 //! 4. Frames: `walk`.
-//! 5. One world's threads: `errors`, `stopped_mutator`, `members`.
-//! 6. A thread's side of the protocol: `stop_point`, `blocking`, `handler`, `watchdog`.
-//! 7. Handles: `attach`, `fork`, `here`, `mutator`, `preempt`, `world`, `explain`.
+//! 5. One world's threads and stacks: `errors`, `stopped_mutator`, `suspended_stack`, `members`.
+//! 6. A thread's side of the protocol: `stop_point`, `blocking`, `switch`, `handler`, `watchdog`.
+//! 7. Handles: `attach`, `fork`, `here`, `mutator`, `preempt`, `stack`, `world`, `explain`.
 //!
 //! # Effects of stops on a host's threads
 //!
@@ -123,6 +123,9 @@ mod quiet;
 mod registry;
 mod signal;
 mod signal_mask;
+mod stack;
+mod stack_memory;
+mod stack_record;
 pub mod stackmap;
 mod state;
 mod stop_number;
@@ -131,6 +134,8 @@ mod stopped_mutator;
 mod stopper;
 #[cfg(feature = "faults")]
 mod strict_allocator;
+mod suspended_stack;
+mod switch;
 mod table_error;
 mod text;
 mod thread_key;
@@ -142,20 +147,25 @@ mod world;
 pub use code::{CodeError, CodeGuard, CodeKind, CodeSpec, CodeWhat, FrameRule};
 pub use config::{Config, ConfigError};
 pub use context::{Origin, Registers, Snapshot};
-pub use errors::{AttachError, HandshakeError, SetupError, StopError};
+pub use errors::{AttachError, HandshakeError, SetupError, StackError, StopError};
 pub use explain::{Explanation, StopAt, explain};
 pub use here::{blocking_here, no_preempt_here};
 #[doc(hidden)]
 pub use lock_order::forget_held_locks;
-pub use members::{ForkHooks, MutatorHooks, World};
+pub use members::{ForkHooks, MutatorHooks, StackHooks, World};
 pub use mutator::{InNoPreempt, Mutator, StopHook};
 pub use preempt::{PreemptHook, Preempter, preempt_wanted_here, take_preempt_request_here};
 pub use registry::{MutatorId, in_no_preempt_here};
+pub use stack::Stack;
+pub use stack_memory::{StackMemory, StackPool};
+pub use stack_record::StackState;
 pub use stop_point::NoPreempt;
 pub use stopped_mutator::StoppedMutator;
 pub use stopper::holds_a_stop;
 #[cfg(feature = "faults")]
 pub use strict_allocator::StrictAllocator;
+pub use suspended_stack::SuspendedStack;
+pub use switch::{Resumed, arrive, data_here, suspend, suspend_with};
 pub use walk::{FrameEnd, FrameReport, RootSink, WalkStats};
 pub use world::{StopReport, Stopped};
 

@@ -2,15 +2,17 @@
 
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::registry::{self, Record, RegistryGuard};
+use crate::stack_record::{StackRecord, StackState};
 use crate::state::Phase;
 use crate::stopped_mutator::StoppedMutator;
 use crate::stopper::holds_a_stop;
+use crate::suspended_stack::SuspendedStack;
 use crate::unwind;
 
 /// The mutators of one heap, and the means to stop them. A clone is another handle on the same
@@ -52,6 +54,17 @@ pub struct MutatorHooks {
     /// lock that a mutator may hold outside of `no_preempt`. With `None` the mutator is never set
     /// aside.
     pub back: Option<unsafe fn(*mut (), &StoppedMutator<'_>)>,
+}
+
+/// Functions for the stacks of a world. See [`World::set_stack_hooks`].
+#[derive(Clone, Copy)]
+pub struct StackHooks {
+    /// Runs on a thread that is about to resume a stack which was suspended when the last stack
+    /// epoch began, and which no walk has reported since. The registry lock is held. The function
+    /// must not call malloc, nor take a lock that a mutator may hold outside of `no_preempt`.
+    pub before_resume: unsafe fn(*mut (), &SuspendedStack<'_>),
+    /// The argument of `before_resume`.
+    pub data: *mut (),
 }
 
 impl MutatorHooks {
@@ -126,6 +139,9 @@ pub(crate) struct Members {
     /// Members that a stop passes over, see `world/aside.rs`.
     pub aside: Vec<Member>,
     pub fork_hooks: Option<ForkHooks>,
+    /// The registered stacks. Each is a box, which the end of its registration frees.
+    pub stacks: Vec<&'static StackRecord>,
+    pub stack_hooks: Option<StackHooks>,
     /// When the last stop of all members ended, and how long it held them.
     pub resumed: Option<(Instant, Duration)>,
 }
@@ -136,6 +152,8 @@ pub(crate) struct Inner {
     pub id: u64,
     pub config: Config,
     pub members: UnsafeCell<Members>,
+    /// The stack epoch, see `stack_record.rs`. Changes in stops of this world only.
+    pub epoch: AtomicU64,
     /// Its first stop has put the panic hook on top.
     pub hooked: AtomicBool,
 }
@@ -270,6 +288,93 @@ impl Members {
         // There is room: see `add`.
         self.list.push(member);
         record.state.take_back();
+    }
+}
+
+impl Members {
+    /// Adds a stack to the list.
+    pub(crate) fn add_stack(&mut self, stack: &'static StackRecord) {
+        // Relaxed, here and below: under the registry lock.
+        stack.at.store(self.stacks.len(), Ordering::Relaxed);
+        self.stacks.push(stack);
+    }
+
+    /// Takes a stack out of the list. Does not allocate or free.
+    pub(crate) fn remove_stack(&mut self, stack: &'static StackRecord) {
+        let at = stack.at.load(Ordering::Relaxed);
+        debug_assert!(core::ptr::eq(self.stacks[at], stack));
+        self.stacks.swap_remove(at);
+        if let Some(moved) = self.stacks.get(at) {
+            moved.at.store(at, Ordering::Relaxed);
+        }
+    }
+
+    /// Gives up the stacks of a thread that has ended.
+    pub(crate) fn lose_stacks_of(&mut self, record: &'static Record) {
+        let gone = core::ptr::from_ref(record) as usize;
+        self.lose_stacks(|runner| runner == gone);
+    }
+
+    /// Gives the stacks of a thread up that does not exist in this process: it has ended, or was
+    /// not forked. A stack that it was about to resume is suspended still.
+    pub(crate) fn lose_stacks(&mut self, is_gone: impl Fn(usize) -> bool) {
+        for stack in &self.stacks {
+            let is_its = is_gone(stack.runner.load(Ordering::Relaxed));
+            match stack.state() {
+                StackState::Claimed if is_its => stack.give_back(StackState::Suspended),
+                StackState::Running if is_its => stack.give_back(StackState::Lost),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl StackRecord {
+    /// Its view for the owner of its world.
+    ///
+    /// # Safety
+    /// Its frames do not change for `'s`: see the head of `stack_record.rs`.
+    pub(crate) unsafe fn suspended<'s>(&'static self, number: u64) -> SuspendedStack<'s> {
+        SuspendedStack {
+            stack: self,
+            number,
+            _held: PhantomData,
+        }
+    }
+
+    /// Must its words be reported before its frames may run? Under the registry lock.
+    pub(crate) fn is_due(&self, epoch: u64) -> bool {
+        // Relaxed: written under the registry lock, or by the thread that runs on the stack.
+        self.scanned.load(Ordering::Relaxed) != epoch
+            && matches!(self.state(), StackState::Suspended | StackState::Claimed)
+    }
+}
+
+impl Inner {
+    /// The stack epoch.
+    #[inline]
+    pub(crate) fn epoch(&self) -> u64 {
+        // Relaxed: it changes in a stop, and the resume publishes it.
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    /// Has the `before_resume` hook report a suspended stack that is due.
+    pub(crate) fn report_before_resume(
+        &self,
+        lock: &mut RegistryGuard,
+        stack: &'static StackRecord,
+    ) {
+        let epoch = self.epoch();
+        if !stack.is_due(epoch) {
+            return;
+        }
+        if let Some(hooks) = self.members(lock).stack_hooks {
+            // SAFETY: `set_stack_hooks`'s caller promised that this may be called here. The stack is
+            // due and the registry lock is held, so its frames stand still.
+            unsafe { (hooks.before_resume)(hooks.data, &stack.suspended(unwind::NEVER)) };
+        }
+        // Release pairs with the Acquire of the resumer: the walk is over.
+        stack.scanned.store(epoch, Ordering::Release);
     }
 }
 

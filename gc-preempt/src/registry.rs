@@ -17,12 +17,14 @@ use crate::hook::Hook;
 use crate::lifeline::Lifeline;
 use crate::own_stack::{OwnStack, StackBounds};
 use crate::park::{Mutex, MutexGuard};
+use crate::stack_record::{Left, StackRecord};
 use crate::state::State;
 use core::cell::UnsafeCell;
 use core::ops::Range;
 use core::sync::atomic::{
     AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering,
 };
+use std::collections::BTreeMap;
 
 /// The id of a mutator: the kernel's id of its thread.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -77,6 +79,13 @@ pub(crate) struct Record {
     pub own_stack: OwnStack,
     /// The highest end of a frame that a walk of its stack has come to. 0: no walk yet.
     outermost: AtomicUsize,
+    /// The registered stack that the thread runs on. Null: its own. Written by the thread inside
+    /// `no_preempt` only, so a stop finds the stack that SP lies on.
+    pub current: AtomicPtr<StackRecord>,
+    /// Where the thread's own stack was left, while `current` is another.
+    pub left: Left,
+    /// A world of which the thread is known to be a mutator, for the check of a resume; 0: none.
+    pub resumes_in: AtomicU64,
     /// Worlds that this thread is attached to.
     pub worlds: AtomicU32,
     /// Tells whether the thread still exists.
@@ -123,6 +132,9 @@ impl Record {
             walked: AtomicUsize::new(0),
             own_stack: OwnStack::new(),
             outermost: AtomicUsize::new(0),
+            current: AtomicPtr::new(core::ptr::null_mut()),
+            left: Left::new(),
+            resumes_in: AtomicU64::new(0),
             worlds: AtomicU32::new(0),
             lifeline: Lifeline::new(),
             alternate: AtomicPtr::new(core::ptr::null_mut()),
@@ -145,12 +157,59 @@ impl Record {
         unsafe { self.alternate.load(Ordering::Relaxed).as_ref() }
     }
 
-    /// The bounds of its stack for a walk.
-    pub(crate) fn frames(&self) -> StackBounds<'_> {
+    /// The bounds of its own stack for a walk.
+    pub(crate) fn own_frames(&self) -> StackBounds<'_> {
         StackBounds {
             stack: self.stack(),
             outermost: &self.outermost,
         }
+    }
+
+    /// The registered stack that the thread runs on. `None`: it runs on its own.
+    ///
+    /// On the thread itself; or while it is stopped, or gone, under the registry lock.
+    pub(crate) fn current(&self) -> Option<&'static StackRecord> {
+        // Relaxed: the thread's own, or published by the swap of its state word.
+        // SAFETY: a stack that a thread runs on stays registered.
+        unsafe { self.current.load(Ordering::Relaxed).as_ref() }
+    }
+
+    /// The bounds for a walk of the stack that the thread runs on. As [`current`](Self::current).
+    pub(crate) fn frames(&self) -> StackBounds<'_> {
+        self.current()
+            .map_or_else(|| self.own_frames(), StackRecord::frames)
+    }
+
+    /// Does SP lie on the stack that the thread is known to run on? On the thread itself.
+    /// Async-signal-safe.
+    pub(crate) fn holds(&self, sp: usize) -> bool {
+        match self.current() {
+            Some(stack) => stack.memory.contains(&sp),
+            None => self.own_stack.holds(sp),
+        }
+    }
+
+    /// Bytes below `sp` that the thread may use. On the thread itself.
+    pub(crate) fn room_below(&self, sp: usize) -> usize {
+        match self.current() {
+            Some(stack) => sp.saturating_sub(stack.memory.start),
+            None => self.own_stack.room_below(sp),
+        }
+    }
+
+    /// The stacks that the thread has left to resume others: where each was left, and its bounds.
+    /// From the innermost outwards. While the thread is stopped, or aside.
+    pub(crate) fn left_stacks(&self) -> impl Iterator<Item = (&Left, StackBounds<'_>)> {
+        let mut inner = self.current();
+        core::iter::from_fn(move || {
+            // SAFETY: the thread stands still, so its chain does not change.
+            let outer = unsafe { inner?.outer() };
+            inner = outer;
+            Some(outer.map_or_else(
+                || (&self.left, self.own_frames()),
+                |stack| (&stack.left, stack.frames()),
+            ))
+        })
     }
 
     /// Its stack pointer at the last walk, where the next walk is likely to begin.
@@ -229,11 +288,14 @@ pub(crate) fn current() -> Option<&'static Record> {
 pub(crate) struct Registry {
     /// Records that no thread owns.
     pool: Vec<&'static Record>,
+    /// The first and the end address of each registered stack of the process.
+    stacks: BTreeMap<usize, usize>,
     alternates: altstack::Pool,
 }
 
 static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
     pool: Vec::new(),
+    stacks: BTreeMap::new(),
     alternates: altstack::Pool::new(),
 });
 
@@ -268,6 +330,10 @@ impl RegistryGuard {
         record.worlds.store(0, Ordering::Relaxed);
         record.walked.store(0, Ordering::Relaxed);
         record.outermost.store(0, Ordering::Relaxed);
+        record
+            .current
+            .store(core::ptr::null_mut(), Ordering::Relaxed);
+        record.resumes_in.store(0, Ordering::Relaxed);
         record.obstacle.store(0, Ordering::Relaxed);
         record.stall_of.store(0, Ordering::Relaxed);
         record.awaits_registry.store(false, Ordering::Relaxed);
@@ -301,6 +367,20 @@ impl RegistryGuard {
         if let Some(alternate) = alternate {
             self.alternates().give(alternate);
         }
+    }
+
+    /// Notes the range of a stack. False: a registered stack overlaps it.
+    pub(crate) fn add_stack(&mut self, memory: &Range<usize>) -> bool {
+        let before = self.0.stacks.range(..memory.end).next_back();
+        let is_free = before.is_none_or(|(_, end)| *end <= memory.start);
+        if is_free {
+            self.0.stacks.insert(memory.start, memory.end);
+        }
+        is_free
+    }
+
+    pub(crate) fn remove_stack(&mut self, memory: &Range<usize>) {
+        self.0.stacks.remove(&memory.start);
     }
 
     /// The alternate stacks of threads that have ended.

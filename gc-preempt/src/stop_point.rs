@@ -9,8 +9,8 @@
 //! * [`NoPreempt`](Obstacle::NoPreempt): the thread changes what the stopper reads, or holds a lock
 //!   that the stopper takes. The end of the section polls.
 //! * [`UnsafeCode`](Obstacle::UnsafeCode): no invariant of the code's owner holds there.
-//! * [`ForeignStack`](Obstacle::ForeignStack): a walk would not find the frames of the thread's own
-//!   stack.
+//! * [`ForeignStack`](Obstacle::ForeignStack): a walk would not find the frames of the thread, which
+//!   runs neither on its own stack nor on a registered one that it was switched to by `switch.rs`.
 //! * [`BehindHandler`](Obstacle::BehindHandler): the thread would go on in the middle of an unsafe
 //!   range when the handler returns.
 //!
@@ -57,7 +57,7 @@ pub(crate) enum Obstacle {
     NoPreempt = 1,
     /// Its PC lies in an unsafe range.
     UnsafeCode,
-    /// Its SP lies on no stack that is known to be its own.
+    /// Its SP does not lie on the stack that it is known to run on.
     ForeignStack,
     /// It is in a handler of the host's, which has interrupted an unsafe range.
     BehindHandler,
@@ -79,8 +79,8 @@ impl Obstacle {
                 "in an unsafe code range: such ranges must be short and must not wait"
             }
             Self::ForeignStack => {
-                "on a stack that is not its own (a coroutine's, or an alternate signal stack): enter `blocking` before \
-                 such code runs for long"
+                "on a stack that is not its own and not registered (a coroutine's, or an alternate signal stack): \
+                 register it, or enter `blocking` before such code runs for long"
             }
             Self::BehindHandler => {
                 "in a signal handler that has interrupted an unsafe code range: keep such handlers short"
@@ -166,7 +166,7 @@ pub(crate) unsafe fn may_stop(record: &Record, point: &StopPoint<'_>) -> Result<
         StopPoint::Call { .. } => altstack::setting().ss_flags & libc::SS_ONSTACK != 0,
         StopPoint::Wait { .. } => false,
     };
-    if seam::is_foreign(on_alternate, || record.own_stack.holds(sp)) {
+    if seam::is_foreign(on_alternate, || record.holds(sp)) {
         return Err(Obstacle::ForeignStack);
     }
     match point {
@@ -508,7 +508,7 @@ mod seam {
 
     /// Is there room for an injected call and its hook below the interrupted frame?
     pub(super) fn has_room(record: &Record, frame: SignalFrame) -> bool {
-        record.own_stack.room_below(frame.sp()) > arch::injection_room() + 32 * 1024
+        record.room_below(frame.sp()) > arch::injection_room() + 32 * 1024
             || Fault::NoRoomCheck.planted()
     }
 

@@ -51,10 +51,10 @@ impl<'s> StoppedMutator<'s> {
         unsafe { self.record.snapshot() }
     }
 
-    /// The addresses of the thread's own stack, in use or not. Of the main thread's stack, which
-    /// grows, only the known part.
+    /// The addresses of the stack that the thread runs on, in use or not: its own, or a
+    /// [`Stack`](crate::Stack). Of the main thread's stack, which grows, only the known part.
     pub fn stack(&self) -> Range<usize> {
-        self.record.stack()
+        self.record.frames().stack
     }
 
     /// The time for which the stop before this one held the thread, from its handler's first
@@ -66,7 +66,9 @@ impl<'s> StoppedMutator<'s> {
             .then(|| Duration::from_nanos(self.record.stall.load(Ordering::Relaxed)))
     }
 
-    /// Walks the thread's frames from the innermost outwards, and reports their words to `sink`.
+    /// Walks the thread's frames from the innermost outwards, and reports their words to `sink`. If
+    /// the thread runs on a [`Stack`](crate::Stack), the stacks from which that one was resumed
+    /// follow, down to the thread's own.
     ///
     /// A thread in `blocking` runs on meanwhile. If it has ended by the bare `exit` system call
     /// since the stop began, no frames are reported, since its stack may be unmapped. If a mutator
@@ -80,7 +82,7 @@ impl<'s> StoppedMutator<'s> {
         // SAFETY: the stop that this value borrows holds the thread and the registry lock; its
         // stack is mapped while it lives, and code that a stack returns into stays registered and
         // mapped.
-        unsafe {
+        let mut stats = unsafe {
             walk::walk(
                 &CODE,
                 self.number,
@@ -88,6 +90,11 @@ impl<'s> StoppedMutator<'s> {
                 self.record.frames(),
                 sink,
             )
+        };
+        for (left, bounds) in self.record.left_stacks() {
+            // SAFETY: as above. A stack in the chain of a thread stays registered, and mapped.
+            stats += unsafe { walk::walk_left(&CODE, self.number, left, bounds, sink) };
         }
+        stats
     }
 }

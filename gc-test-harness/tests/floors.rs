@@ -346,6 +346,8 @@ const GC_PREEMPT: Floors = &[
     &[
         "lifeline.rs",
         "own_stack.rs",
+        "stack_memory.rs",
+        "stack_record.rs",
         "pin.rs",
         "processors.rs",
         "handler_chain.rs",
@@ -371,8 +373,10 @@ const GC_PREEMPT: Floors = &[
     &["stop_point.rs", "handler.rs"],
     &[
         "stopped_mutator.rs",
+        "suspended_stack.rs",
         "members.rs",
         "blocking.rs",
+        "switch.rs",
         "watchdog.rs",
     ],
     &[
@@ -382,6 +386,7 @@ const GC_PREEMPT: Floors = &[
         "here.rs",
         "mutator.rs",
         "preempt.rs",
+        "stack.rs",
         "world/",
     ],
 ];

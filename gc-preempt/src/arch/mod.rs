@@ -11,6 +11,8 @@ compile_error!(
 );
 
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod switch;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod x86_64;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86_64::*;

@@ -60,6 +60,7 @@ use crate::arch::{self, RED_ZONE};
 use crate::code::CodeMap;
 use crate::context::{Origin, Snapshot};
 use crate::own_stack::StackBounds;
+use crate::stack_record::Left;
 use frame::Frame;
 use sink::Nothing;
 use walker::{AHEAD, Walker};
@@ -81,6 +82,27 @@ pub(crate) unsafe fn walk(
 ) -> WalkStats {
     // SAFETY: the caller's contract.
     unsafe { walk_with(code, number, snapshot, bounds, sink, u32::MAX).0 }
+}
+
+/// Walks a stack from where it was left.
+///
+/// # Safety
+/// As for [`walk`]: the frames of the stack do not change meanwhile.
+pub(crate) unsafe fn walk_left(
+    code: &CodeMap,
+    number: u64,
+    left: &Left,
+    bounds: StackBounds<'_>,
+    sink: &mut dyn RootSink,
+) -> WalkStats {
+    let registers = left.snapshot().registers;
+    let stack = bounds.stack.clone();
+    arch::prefetch(registers.sp()..stack.end.min(registers.sp().saturating_add(AHEAD)));
+    let mut walker = Walker::new(code, number, stack, sink);
+    walker.bounds = Some(bounds);
+    // The registers name the frame, and hold nothing else.
+    walker.run(Frame::called(&registers));
+    walker.stats
 }
 
 /// [`walk`] of `most` frames at most. Also says what handlers of the host have interrupted.

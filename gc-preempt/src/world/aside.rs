@@ -109,6 +109,7 @@ impl World {
             };
             if member.record.lifeline.is_cut() {
                 let gone = members.take_aside(at);
+                members.lose_stacks_of(gone.record);
                 // SAFETY: the thread has ended, the registry lock is held, and the member was taken
                 // away.
                 unsafe { gone.tell_gone() };

@@ -3,6 +3,7 @@
 mod aside;
 mod backoff;
 mod gate;
+mod stacks;
 mod stop;
 mod stopped;
 mod wait;
@@ -22,7 +23,7 @@ use crate::mutator::Mutator;
 use crate::registry::{MutatorId, RegistryGuard};
 use crate::stopped_mutator::StoppedMutator;
 use crate::stopper::{HoldsAStop, holds_a_stop};
-use crate::{arch, attach, faults, fork, handler, panics, pin, processors, unwind, walk};
+use crate::{arch, attach, faults, fork, handler, panics, pin, processors, stack, unwind, walk};
 
 impl World {
     /// Makes a world without mutators.
@@ -57,8 +58,11 @@ impl World {
                 list: Vec::new(),
                 aside: Vec::new(),
                 fork_hooks: None,
+                stacks: Vec::new(),
+                stack_hooks: None,
                 resumed: None,
             }),
+            epoch: AtomicU64::new(0),
             hooked: AtomicBool::new(false),
         });
         let all = worlds(&mut lock);
@@ -206,6 +210,7 @@ impl Drop for Inner {
         };
         drop(lock);
         drop(unused);
+        stack::end_all(self);
     }
 }
 

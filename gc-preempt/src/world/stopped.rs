@@ -1,6 +1,7 @@
 //! A stopped world: its mutators, and the resume.
 
 use core::marker::PhantomData;
+use core::ops::Range;
 use core::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -85,10 +86,15 @@ impl Stopped<'_> {
             let all = unsafe { (*self.world.inner.members.get()).all() };
             all.filter(|m| !m.dead && !m.record.lifeline.is_cut())
         };
-        let stacks = alive().map(|m| {
+        let part = |sp: usize, stack: Range<usize>| sp.max(stack.start)..stack.end;
+        let stacks = alive().flat_map(|m| {
             let sp = snapshot(m).registers.sp().saturating_sub(arch::RED_ZONE);
-            sp.max(m.record.stack().start)..m.record.stack().end
+            let left = m.record.left_stacks();
+            left.map(move |(left, bounds)| part(left.sp(), bounds.stack))
+                .chain([part(sp, m.record.frames().stack)])
         });
+        let suspended = self.suspended();
+        let stacks = stacks.chain(suspended.map(|s| part(s.sp(), s.memory())));
         let words = alive().flat_map(|m| {
             let registers = snapshot(m).registers;
             registers.gpr.into_iter().chain([registers.pc])
@@ -107,6 +113,7 @@ impl Stopped<'_> {
         }
         let dead: Vec<_> = list.extract_if(.., |m| m.dead).map(|m| m.record).collect();
         for record in dead {
+            self.world.inner.members(lock).lose_stacks_of(record);
             if record.worlds.fetch_sub(1, Ordering::Relaxed) == 1 {
                 lock.remove_dead(record);
             }

@@ -1,0 +1,217 @@
+//! The handle of a registered stack: starting, resuming, and the end of the registration.
+
+use core::ops::Range;
+use core::sync::atomic::Ordering;
+
+use crate::blocking::lock;
+use crate::errors::StackError;
+use crate::members::{Inner, World};
+use crate::stack_record::{StackRecord, StackState};
+use crate::switch::{self, Resumed};
+
+/// A stack that is not a thread's own: memory that [`World::register_stack`] has registered.
+///
+/// A mutator resumes it, and runs on it until the code there suspends itself or ends. Any mutator
+/// of the world may resume it next.
+///
+/// # Two ways to switch
+/// * [`start`](Self::start), [`resume`](Self::resume) and [`suspend`](crate::suspend) are a whole
+///   coroutine.
+/// * A switch of the host's (corosensei's, hand-made assembly) is wrapped on both sides:
+///   [`resume_with`](Self::resume_with) around the switch to the stack, [`arrive`](crate::arrive)
+///   first thing on it, [`suspend_with`](crate::suspend_with) around each switch back.
+///
+/// # Dropping
+/// The drop ends the registration. The drop of a suspended or running stack panics, unless the
+/// thread panics already, and the stack stays registered for ever: its frames may still run. See
+/// [`release`](Self::release) and [`abandon`](Self::abandon).
+pub struct Stack {
+    record: &'static StackRecord,
+    world: World,
+}
+
+impl core::fmt::Debug for Stack {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Stack")
+            .field("memory", &self.record.memory)
+            .field("state", &self.state())
+            .finish()
+    }
+}
+
+impl Stack {
+    pub(crate) fn new(record: &'static StackRecord, world: World) -> Self {
+        Self { record, world }
+    }
+
+    /// The world that the stack is registered in.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// The registered addresses.
+    pub fn memory(&self) -> Range<usize> {
+        self.record.memory.clone()
+    }
+
+    /// What the stack does now. Another thread may change it at any time.
+    pub fn state(&self) -> StackState {
+        self.record.state()
+    }
+
+    /// A word for the host, null at first.
+    pub fn data(&self) -> *mut () {
+        self.record.data.load(Ordering::Relaxed)
+    }
+
+    /// Sets the word that [`data`](Self::data), [`SuspendedStack::data`](crate::SuspendedStack::data)
+    /// and [`data_here`](crate::data_here) return.
+    pub fn set_data(&self, data: *mut ()) {
+        self.record.data.store(data, Ordering::Relaxed);
+    }
+
+    /// Makes the first frame of a function on this stack, which [`resume`](Self::resume) then runs.
+    /// The function is moved onto the stack: what it has captured is reported to collectors like
+    /// any word of the stack.
+    ///
+    /// A panic of `f` is raised again in the resumer.
+    ///
+    /// # Errors
+    /// The stack is suspended, runs, or is lost; or `f` takes more than half of it.
+    ///
+    /// # Safety
+    /// * `f` may run on several threads, one after the other. What it keeps over a suspension must
+    ///   not belong to a thread: no [`Mutator`](crate::Mutator), no guard of a lock, no borrow of a
+    ///   thread-local; unless one thread alone resumes the stack.
+    /// * The thread does not end on the stack (`pthread_exit`).
+    pub unsafe fn start<F: FnOnce() + Send + 'static>(&self, f: F) -> Result<(), StackError> {
+        // SAFETY: the caller's contract.
+        unsafe { switch::start(self.record, &self.world.inner, f) }
+    }
+
+    /// Runs the function on this stack until it suspends itself or ends.
+    ///
+    /// # Errors
+    /// [`StackError`]: the stack is not suspended, or the thread may not leave its stack here.
+    ///
+    /// # Panics
+    /// With the panic that has ended the function.
+    pub fn resume(&self) -> Result<Resumed, StackError> {
+        switch::resume(self.record, &self.world.inner)
+    }
+
+    /// Runs `switch`, which switches to this stack by means of the host's and returns when the code
+    /// there has switched back. The stack may be idle or finished, and then `switch` begins a new
+    /// function on it, or suspended by [`suspend_with`](crate::suspend_with).
+    ///
+    /// If the last switch back was no [`suspend_with`](crate::suspend_with), the stack counts as
+    /// finished.
+    ///
+    /// ```no_run
+    /// # fn switch_by_hand(to: &mut usize) {}
+    /// # let (stack, mut to): (gc_preempt::Stack, usize) = todo!();
+    /// // SAFETY: the code there begins by `arrive`, and leaves by `suspend_with`.
+    /// unsafe { stack.resume_with(|| switch_by_hand(&mut to)) }?;
+    /// # Ok::<(), gc_preempt::StackError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`resume`](Self::resume): `switch` has not run.
+    ///
+    /// # Safety
+    /// * `switch` switches to this stack and to no other, and SP does not leave it until it is
+    ///   switched back, except to stacks that are resumed in this way.
+    /// * It captures no reference into a heap by value: its own frames are not reported.
+    /// * It does not call malloc nor wait before the switch: the thread counts as inside
+    ///   `no_preempt` until the other side has arrived.
+    /// * The code on the stack keeps the rules of [`start`](Self::start).
+    pub unsafe fn resume_with<R>(&self, switch: impl FnOnce() -> R) -> Result<R, StackError> {
+        // SAFETY: the caller's contract.
+        unsafe { switch::resume_with(self.record, &self.world.inner, switch) }
+    }
+
+    /// Ends the registration, and drops the owner of the memory.
+    ///
+    /// # Errors
+    /// The stack is suspended or runs, or the thread holds a stop: the stack is returned.
+    pub fn release(self) -> Result<(), (StackError, Self)> {
+        self.end(false)
+    }
+
+    /// [`release`](Self::release) of a stack that may be suspended. What its frames own is not
+    /// dropped.
+    ///
+    /// # Errors
+    /// The stack runs, or the thread holds a stop: the stack is returned.
+    ///
+    /// # Safety
+    /// The frames on the stack never run again, and nothing refers to them.
+    pub unsafe fn abandon(self) -> Result<(), (StackError, Self)> {
+        self.end(true)
+    }
+
+    fn end(self, suspended_too: bool) -> Result<(), (StackError, Self)> {
+        let this = core::mem::ManuallyDrop::new(self);
+        match end(this.record, &this.world.inner, suspended_too) {
+            Ok(()) => {
+                // SAFETY: dropped once: the value around it is never dropped.
+                drop(unsafe { core::ptr::read(&raw const this.world) });
+                Ok(())
+            }
+            Err(error) => Err((error, core::mem::ManuallyDrop::into_inner(this))),
+        }
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        if let Err(error) = end(self.record, &self.world.inner, false)
+            && error != StackError::HoldsAStop
+            && !std::thread::panicking()
+        {
+            panic!(
+                "a Stack was dropped, but {error}: it stays registered. Let it finish, or `abandon` it"
+            );
+        }
+    }
+}
+
+/// Ends a registration, and frees the record.
+fn end(record: &'static StackRecord, inner: &Inner, suspended_too: bool) -> Result<(), StackError> {
+    let mut lock = lock()?;
+    match record.state() {
+        state if state.is_free() => {}
+        StackState::Suspended if suspended_too => {}
+        StackState::Suspended => return Err(StackError::Suspended),
+        _ => return Err(StackError::Running),
+    }
+    inner.members(&mut lock).remove_stack(record);
+    lock.remove_stack(&record.memory);
+    drop(lock);
+    // SAFETY: registered nowhere any more, and the handle is gone.
+    unsafe { free(record) };
+    Ok(())
+}
+
+/// # Safety
+/// The record is in no list, no thread runs on the stack, and its handle is gone.
+unsafe fn free(record: &'static StackRecord) {
+    // SAFETY: from `Box::leak` in `register_stack`, and by the contract nobody else has it.
+    drop(unsafe { Box::from_raw(core::ptr::from_ref(record).cast_mut()) });
+}
+
+/// The end of a world: frees the stacks whose handles were dropped in a stop. A stack that was
+/// dropped while it was suspended or ran stays for ever, since its frames may be in use.
+pub(crate) fn end_all(inner: &mut Inner) {
+    let stacks = core::mem::take(&mut inner.members.get_mut().stacks);
+    for record in stacks {
+        if record.state().is_free()
+            && let Ok(mut lock) = lock()
+        {
+            lock.remove_stack(&record.memory);
+            drop(lock);
+            // SAFETY: the world is gone, and with it every handle.
+            unsafe { free(record) };
+        }
+    }
+}

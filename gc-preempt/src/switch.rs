@@ -1,0 +1,463 @@
+//! Switching between stacks: resuming, suspending, arriving.
+//!
+//! # Invariant
+//! In every stop, `Record::current` names the stack that the thread's SP lies on, and each other
+//! stack with frames says in its `left` from where it is to be walked. So from the point at which a
+//! side publishes where it leaves its stack, until the other side has arrived, the thread is inside
+//! `no_preempt`: no stop sees it half switched. An arrival ends the section, and polls.
+//!
+//! A function that ends on a stack of the host's switches back without a section. SP then lies on
+//! the resumer's stack before `current` says so, and a stop waits (`Obstacle::ForeignStack`).
+//!
+//! # Threads
+//! A suspended stack may be resumed by another thread. So the code on it looks its thread's record
+//! up after each suspension ([`registry::current`]), and never keeps it over one. A resumer stays on
+//! its thread: the stack that it has resumed returns to it.
+//!
+//! # What is reported
+//! A side leaves its stack inside [`arch::call_spilled`]: the registers that a callee preserves are
+//! on the stack, above the SP that it publishes. The frames below, of the switch itself, hold no
+//! references.
+
+use core::sync::atomic::{Ordering, compiler_fence};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use crate::arch::{self, switch};
+use crate::blocking::{lock, may_wait};
+use crate::errors::StackError;
+use crate::members::Inner;
+use crate::registry::{self, Record};
+use crate::stack_record::{Payload, StackRecord, StackState};
+use crate::state::Phase;
+use crate::stop_point::{NoPreempt, Obstacle, poll};
+use crate::stopper::holds_a_stop;
+use crate::text;
+
+/// How [`Stack::resume`](crate::Stack::resume) has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Resumed {
+    /// The function has suspended itself, and may be resumed.
+    Suspended,
+    /// The function has ended.
+    Finished,
+}
+
+/// Who switches a stack.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum By {
+    /// `arch::switch`.
+    Us,
+    /// Code of the host's.
+    Host,
+}
+
+fn address(record: &'static Record) -> usize {
+    core::ptr::from_ref(record) as usize
+}
+
+/// May the running thread leave the stack that it runs on?
+fn may_leave(record: &Record) -> Result<(), StackError> {
+    if record.state.load().phase() == Phase::Blocked {
+        return Err(StackError::Blocking);
+    }
+    match may_wait(record) {
+        Ok(()) => Ok(()),
+        Err(Obstacle::NoPreempt) => Err(StackError::InNoPreempt),
+        Err(_) => Err(StackError::ElsewhereNow),
+    }
+}
+
+/// Is the running thread a mutator of that world?
+fn is_attached(record: &'static Record, inner: &Inner) -> Result<bool, StackError> {
+    // Relaxed, here and below: the thread's own.
+    if record.resumes_in.load(Ordering::Relaxed) == inner.id {
+        return Ok(true);
+    }
+    let mut lock = lock()?;
+    let mut all = inner.members(&mut lock).all();
+    let is = all.any(|m| core::ptr::eq(m.record, record));
+    if is {
+        record.resumes_in.store(inner.id, Ordering::Relaxed);
+    }
+    Ok(is)
+}
+
+// ---- the resumer's side -------------------------------------------------------------------------
+
+/// Claims a stack for the running thread, which is inside `no_preempt` afterwards.
+fn claim(
+    record: &'static Record,
+    stack: &'static StackRecord,
+    inner: &Inner,
+    by: By,
+) -> Result<(), StackError> {
+    loop {
+        let section = NoPreempt::on(record);
+        let from = stack.state();
+        let (runner, me) = (stack.runner.load(Ordering::Relaxed), address(record));
+        let is_ours = stack.started.load(Ordering::Relaxed) == (by == By::Us);
+        let to = match from {
+            StackState::Suspended if !is_ours => return Err(StackError::OtherSwitch),
+            StackState::Suspended => StackState::Claimed,
+            StackState::Idle | StackState::Finished if by == By::Host => StackState::Running,
+            StackState::Idle => return Err(StackError::Idle),
+            StackState::Finished => return Err(StackError::Finished),
+            StackState::Lost => return Err(StackError::Lost),
+            StackState::Running if runner == me => return Err(StackError::Ancestor),
+            StackState::Claimed | StackState::Running => return Err(StackError::Running),
+        };
+        if !stack.claim(from, to, me) {
+            continue;
+        }
+        let epoch = inner.epoch();
+        if from != StackState::Suspended {
+            stack.scanned.store(epoch, Ordering::Relaxed);
+            stack.outermost.store(0, Ordering::Relaxed);
+            stack.started.store(false, Ordering::Relaxed);
+            stack.expects.store(true, Ordering::Relaxed);
+        // Acquire pairs with the Release of the walk that has reported the stack.
+        } else if stack.scanned.load(Ordering::Acquire) != epoch {
+            stack.give_back(StackState::Suspended);
+            drop(section);
+            inner.report_before_resume(&mut lock()?, stack);
+            continue;
+        }
+        core::mem::forget(section);
+        return Ok(());
+    }
+}
+
+/// Switches to a stack by `switch`, and back.
+fn go<R>(
+    stack: &'static StackRecord,
+    inner: &Inner,
+    by: By,
+    switch: impl FnOnce() -> R,
+) -> Result<R, StackError> {
+    if holds_a_stop() {
+        return Err(StackError::HoldsAStop);
+    }
+    let record = registry::current().ok_or(StackError::NotAttached)?;
+    may_leave(record)?;
+    if !is_attached(record, inner)? {
+        return Err(StackError::NotAttached);
+    }
+    claim(record, stack, inner, by)?;
+
+    struct Call<F, R> {
+        record: &'static Record,
+        stack: &'static StackRecord,
+        f: Option<F>,
+        result: Option<R>,
+    }
+    extern "C-unwind" fn leave<F: FnOnce() -> R, R>(
+        data: *mut (),
+        sp: usize,
+        fp: usize,
+        pc: usize,
+    ) {
+        // SAFETY: `go` passes its own Call of these very types, alive until it returns.
+        let call = unsafe { &mut *data.cast::<Call<F, R>>() };
+        let (record, stack) = (call.record, call.stack);
+        // Relaxed, here and below: no stop reads these words before the section ends.
+        let outer = record.current.load(Ordering::Relaxed);
+        record
+            .current()
+            .map_or(&record.left, |s| &s.left)
+            .set(sp, fp, pc);
+        stack.outer.store(outer, Ordering::Relaxed);
+        stack.set(StackState::Running);
+        record
+            .current
+            .store(core::ptr::from_ref(stack).cast_mut(), Ordering::Relaxed);
+        let _back = Back { record, stack };
+        if let Some(f) = call.f.take() {
+            call.result = Some(f());
+        }
+    }
+    fn entry<F: FnOnce() -> R, R>(
+        _: &Call<F, R>,
+    ) -> extern "C-unwind" fn(*mut (), usize, usize, usize) {
+        leave::<F, R>
+    }
+    let mut call = Call {
+        record,
+        stack,
+        f: Some(switch),
+        result: None,
+    };
+    arch::call_spilled(entry(&call), (&raw mut call).cast());
+    match call.result {
+        Some(result) => Ok(result),
+        None => unreachable!("leave runs the switch"),
+    }
+}
+
+/// The resumer's arrival, when the stack that it has resumed was left, by a return or by unwinding.
+struct Back {
+    record: &'static Record,
+    stack: &'static StackRecord,
+}
+
+impl Drop for Back {
+    fn drop(&mut self) {
+        let Self { record, stack } = *self;
+        // The section of the suspension goes on; a function that has ended left none.
+        record.depth.store(1, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
+        let outer = stack.outer.swap(core::ptr::null_mut(), Ordering::Relaxed);
+        record.current.store(outer, Ordering::Relaxed);
+        stack.expects.store(false, Ordering::Relaxed);
+        let state = match stack.leaves.swap(false, Ordering::Relaxed) {
+            true => StackState::Suspended,
+            false => StackState::Finished,
+        };
+        // From here on another thread may resume the stack.
+        stack.give_back(state);
+        arrived(record);
+    }
+}
+
+/// Ends the section in which the running thread has switched.
+fn arrived(record: &'static Record) {
+    compiler_fence(Ordering::SeqCst);
+    record.depth.store(0, Ordering::Relaxed);
+    compiler_fence(Ordering::SeqCst);
+    poll(record);
+}
+
+/// Does what [`Stack::resume_with`](crate::Stack::resume_with) says.
+///
+/// # Safety
+/// As there.
+pub(crate) unsafe fn resume_with<R>(
+    stack: &'static StackRecord,
+    inner: &Inner,
+    switch: impl FnOnce() -> R,
+) -> Result<R, StackError> {
+    go(stack, inner, By::Host, switch)
+}
+
+/// Does what [`Stack::resume`](crate::Stack::resume) says.
+pub(crate) fn resume(stack: &'static StackRecord, inner: &Inner) -> Result<Resumed, StackError> {
+    let (resumed, panic) = go(stack, inner, By::Us, || {
+        // SAFETY: this thread has claimed the stack, which was prepared by `start` or left by
+        // `suspend`: `sp` is its SP. The cells are this thread's until `Back` gives the stack back.
+        unsafe {
+            switch::switch(stack.back.get(), *stack.sp.get());
+            match stack.leaves.load(Ordering::Relaxed) {
+                true => (Resumed::Suspended, None),
+                false => (Resumed::Finished, (*stack.panic.get()).take()),
+            }
+        }
+    })?;
+    match panic {
+        Some(payload) => resume_unwind(payload),
+        None => Ok(resumed),
+    }
+}
+
+/// Does what [`Stack::start`](crate::Stack::start) says.
+///
+/// # Safety
+/// As there.
+pub(crate) unsafe fn start<F: FnOnce() + Send + 'static>(
+    stack: &'static StackRecord,
+    inner: &Inner,
+    f: F,
+) -> Result<(), StackError> {
+    let top = (stack.memory.end - size_of::<F>().min(stack.memory.len())) & !(align_of::<F>() - 1);
+    let top = top & !15;
+    if top.saturating_sub(stack.memory.start) < stack.memory.len() / 2 {
+        return Err(StackError::Memory);
+    }
+    let record = registry::current();
+    // No stop finds the function on neither of the two stacks.
+    let _section = record.map(NoPreempt::on);
+    loop {
+        let from = stack.state();
+        match from {
+            StackState::Idle | StackState::Finished => {}
+            StackState::Suspended => return Err(StackError::Suspended),
+            StackState::Lost => return Err(StackError::Lost),
+            StackState::Claimed | StackState::Running => return Err(StackError::Running),
+        }
+        if stack.claim(from, StackState::Running, record.map_or(0, address)) {
+            break;
+        }
+    }
+    // SAFETY: the stack has no frames, and this thread has claimed it. The function fits above
+    // `top`, and half of the stack is left below.
+    let prepared = unsafe {
+        (top as *mut F).write(f);
+        switch::prepare(top, stack.memory.end, first::<F>, top as *mut ())
+    };
+    // SAFETY: this thread has claimed the stack.
+    unsafe { *stack.sp.get() = prepared.to };
+    let [sp, fp, pc] = prepared.frame;
+    stack.left.set(sp, fp, pc);
+    stack.outermost.store(0, Ordering::Relaxed);
+    stack.started.store(true, Ordering::Relaxed);
+    stack.expects.store(true, Ordering::Relaxed);
+    stack.scanned.store(inner.epoch(), Ordering::Relaxed);
+    stack.give_back(StackState::Suspended);
+    Ok(())
+}
+
+// ---- on the stack -------------------------------------------------------------------------------
+
+/// The first function on a stack that `start` has prepared.
+extern "C-unwind" fn first<F: FnOnce()>(data: *mut ()) -> ! {
+    let _ = arrive();
+    // SAFETY: `start` has written it there, and this is its only reader.
+    let f = unsafe { data.cast::<F>().read() };
+    finish(catch_unwind(AssertUnwindSafe(f)).err())
+}
+
+/// Switches back to the resumer for good.
+fn finish(panic: Option<Payload>) -> ! {
+    if let Some(record) = registry::current()
+        && let Some(stack) = record.current()
+    {
+        record.depth.store(1, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
+        let mut gone = 0;
+        // SAFETY: the running stack's cells are this thread's. `back` is the SP that its resumer
+        // has stored, on this thread.
+        unsafe {
+            *stack.panic.get() = panic;
+            switch::switch(&raw mut gone, *stack.back.get());
+        }
+    }
+    text::die("a stack whose function has ended was resumed")
+}
+
+/// The running thread's record, and the registered stack that it runs on.
+fn here() -> Result<(&'static Record, &'static StackRecord), StackError> {
+    let record = registry::current().ok_or(StackError::NotOnAStack)?;
+    Ok((record, record.current().ok_or(StackError::NotOnAStack)?))
+}
+
+/// The [`data`](crate::Stack::data) of the registered stack that the calling code runs on. `None`:
+/// it runs on none.
+pub fn data_here() -> Option<*mut ()> {
+    here()
+        .ok()
+        .map(|(_, stack)| stack.data.load(Ordering::Relaxed))
+}
+
+/// Ends the switch to a stack that [`Stack::resume_with`](crate::Stack::resume_with) has begun: the
+/// first thing that a function on such a stack calls. Until then the thread is not stopped.
+///
+/// # Errors
+/// [`StackError::NotOnAStack`]: no such switch is under way.
+pub fn arrive() -> Result<(), StackError> {
+    let (record, stack) = here()?;
+    if !stack.expects.swap(false, Ordering::Relaxed) {
+        return Err(StackError::NotOnAStack);
+    }
+    arrived(record);
+    Ok(())
+}
+
+/// Suspends the function that [`Stack::start`](crate::Stack::start) has started: its resumer goes
+/// on. Returns when the stack is resumed, maybe on another thread.
+///
+/// A stop hook ([`StopHook`](crate::StopHook)) may call it: then the interrupted code is suspended
+/// in the middle of an instruction sequence.
+///
+/// # Errors
+/// The calling code does not run on such a stack, or is inside `no_preempt` or `blocking`.
+pub fn suspend() -> Result<(), StackError> {
+    let (record, stack) = here()?;
+    may_leave(record)?;
+    if !stack.started.load(Ordering::Relaxed) {
+        return Err(StackError::OtherSwitch);
+    }
+    leave_by(record, stack, || {
+        // SAFETY: the running stack's cells are this thread's. `back` is the SP that its resumer
+        // has stored, on this thread.
+        unsafe { switch::switch(stack.sp.get(), *stack.back.get()) };
+    });
+    Ok(())
+}
+
+/// Runs `switch`, which switches by means of the host's to the stack that has resumed this one, and
+/// returns when this stack is resumed. That may be on another thread.
+///
+/// # Errors
+/// The calling code does not run on a stack that [`Stack::resume_with`](crate::Stack::resume_with)
+/// has resumed, or is inside `no_preempt` or `blocking`: `switch` has not run.
+///
+/// # Safety
+/// As for [`Stack::resume_with`](crate::Stack::resume_with), and `switch` switches to the resumer.
+pub unsafe fn suspend_with<R>(switch: impl FnOnce() -> R) -> Result<R, StackError> {
+    let (record, stack) = here()?;
+    may_leave(record)?;
+    if stack.started.load(Ordering::Relaxed) {
+        return Err(StackError::OtherSwitch);
+    }
+    Ok(leave_by(record, stack, switch))
+}
+
+/// Publishes where the running stack is left, and runs `switch`.
+fn leave_by<R>(
+    record: &'static Record,
+    stack: &'static StackRecord,
+    switch: impl FnOnce() -> R,
+) -> R {
+    struct Call<F, R> {
+        stack: &'static StackRecord,
+        f: Option<F>,
+        result: Option<R>,
+    }
+    extern "C-unwind" fn leave<F: FnOnce() -> R, R>(
+        data: *mut (),
+        sp: usize,
+        fp: usize,
+        pc: usize,
+    ) {
+        // SAFETY: `leave_by` passes its own Call of these very types, alive until it returns.
+        let call = unsafe { &mut *data.cast::<Call<F, R>>() };
+        let stack = call.stack;
+        stack.left.set(sp, fp, pc);
+        // Relaxed: read by the resumer, which is this thread.
+        stack.leaves.store(true, Ordering::Relaxed);
+        let _arrival = Arrival(stack);
+        if let Some(f) = call.f.take() {
+            call.result = Some(f());
+        }
+    }
+    fn entry<F: FnOnce() -> R, R>(
+        _: &Call<F, R>,
+    ) -> extern "C-unwind" fn(*mut (), usize, usize, usize) {
+        leave::<F, R>
+    }
+    let mut call = Call {
+        stack,
+        f: Some(switch),
+        result: None,
+    };
+    record.depth.store(1, Ordering::Relaxed);
+    compiler_fence(Ordering::SeqCst);
+    arch::call_spilled(entry(&call), (&raw mut call).cast());
+    match call.result {
+        Some(result) => result,
+        None => unreachable!("leave runs the switch"),
+    }
+}
+
+/// The arrival on a stack that was suspended, by a return or by unwinding.
+struct Arrival(&'static StackRecord);
+
+impl Drop for Arrival {
+    #[inline(never)]
+    fn drop(&mut self) {
+        match registry::current() {
+            Some(record) if record.current().is_some_and(|s| core::ptr::eq(s, self.0)) => {
+                arrived(record);
+            }
+            _ => text::die("a suspended stack was switched to without `Stack::resume_with`"),
+        }
+    }
+}
