@@ -1,6 +1,7 @@
 //! `gclab talk`: the talk's ways to interrupt a loop, measured on the same kernels.
 
 pub mod figures;
+pub mod page;
 pub mod scenes;
 pub mod stage;
 
