@@ -494,7 +494,7 @@ impl Arena {
         let exact = compiled
             .zip(facts.as_ref())
             .filter(|_| self.keeps_places)
-            .map(|(compiled, facts)| ExactFrame::new(compiled, facts));
+            .map(|(compiled, facts)| ExactFrame::new(compiled, facts, &marks));
         self.module.clear_context(&mut self.context);
         defined.map_err(|e| refused(&name, &e))?;
         let facts = facts.ok_or_else(|| CodegenError::Compile {

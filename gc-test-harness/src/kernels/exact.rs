@@ -51,7 +51,8 @@ pub struct Saved {
 pub struct ExactFrame {
     /// The places of references at each instruction, by Cranelift's value-label ranges.
     pub instructions: PlaceTable,
-    /// The places of references at the points: return addresses, and targets of jumps backwards.
+    /// The places of references at the points: return addresses, targets of jumps backwards, and
+    /// marked instructions.
     pub points: PlaceTable,
     /// What the prologue saves.
     pub saved: Vec<Saved>,
@@ -63,23 +64,30 @@ pub struct ExactFrame {
 
 impl ExactFrame {
     /// Reads the facts of a function that was just compiled.
-    pub(super) fn new(compiled: &CompiledCode, facts: &Function) -> Result<ExactFrame, TooLarge> {
+    pub(super) fn new(
+        compiled: &CompiledCode,
+        facts: &Function,
+        marks: &[Range<u32>],
+    ) -> Result<ExactFrame, TooLarge> {
         let instructions = PlaceTable::of_ranges(&compiled.value_labels_ranges)?;
         let mut points = Vec::new();
+        let mut slots = Places::default();
         for site in &facts.sites {
             let mut places = instructions.at(site.return_offset);
             for slot in &site.slots {
-                places.insert(Place::BelowCfa(facts.frame_to_fp + 16 - slot))?;
+                let place = Place::BelowCfa(facts.frame_to_fp + 16 - slot);
+                places.insert(place)?;
+                slots.insert(place)?;
             }
             points.push((site.return_offset, places));
         }
-        for &(from, to) in &compiled.bb_edges {
-            if to <= from {
-                points.push((to, instructions.at(to)));
-            }
+        let edges = compiled.bb_edges.iter();
+        let heads = edges.filter(|(from, to)| to <= from).map(|(_, to)| *to);
+        for offset in heads.chain(marks.iter().map(|mark| mark.start)) {
+            points.push((offset, instructions.at(offset).union(slots)));
         }
         points.sort_by_key(|point| point.0);
-        // Where a call returns to the target of a jump backwards, the places of both count.
+        // Where a call returns to another point, the places of both count.
         points.dedup_by(|later, first| {
             let same = later.0 == first.0;
             if same {

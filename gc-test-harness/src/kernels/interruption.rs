@@ -12,8 +12,9 @@
 use std::ffi::c_void;
 use std::ops::Range;
 
-use gc_preempt::{RootSink, Snapshot};
+use gc_preempt::{Origin, RootSink, Snapshot, StoppedMutator, WalkStats};
 
+use super::codegen::Code;
 use super::exact::ExactFrame;
 use super::places::{Place, Places};
 
@@ -55,6 +56,8 @@ pub struct Interruption {
     fp: usize,
     /// The addresses of the words that hold the registers, in DWARF's order.
     words: [usize; 16],
+    /// The image of the vector registers.
+    pub vectors: Range<usize>,
 }
 
 impl Interruption {
@@ -66,6 +69,7 @@ impl Interruption {
             sp: snapshot.registers.sp(),
             fp: snapshot.registers.fp(),
             words: std::array::from_fn(|number| first + 8 * number),
+            vectors: snapshot.vectors.clone(),
         }
     }
 
@@ -86,7 +90,32 @@ impl Interruption {
             sp: word(words[RSP]),
             fp: word(words[RBP]),
             words,
+            // SAFETY: as above.
+            vectors: unsafe { vectors(ucontext) },
         }
+    }
+
+    /// The words that a conservative scan of the interrupted frame reads: registers, vector
+    /// registers, red zone and frame.
+    ///
+    /// # Safety
+    /// The thread stands, and `cfa` is the end of its innermost frame.
+    pub unsafe fn conservative_words(&self, cfa: usize) -> impl Iterator<Item = usize> {
+        let registers = self.words.into_iter();
+        let vectors = self.vectors.clone().step_by(8);
+        let all = registers.chain(vectors).chain(self.frame(cfa).step_by(8));
+        // SAFETY: the registers' words, and the thread's own stack.
+        all.map(|address| unsafe { (address as *const usize).read() })
+    }
+
+    /// The words at these places.
+    ///
+    /// # Safety
+    /// The thread stands, and `cfa` is the end of its innermost frame.
+    pub unsafe fn words_at(&self, places: Places, cfa: usize) -> impl Iterator<Item = usize> {
+        let addresses = places.iter().map(move |place| self.address(place, cfa));
+        // SAFETY: a register's word, or a word of the frame.
+        addresses.map(|address| unsafe { (address as *const usize).read() })
     }
 
     /// Whether the next instruction lies in the function at `entry` of so many bytes.
@@ -126,6 +155,27 @@ impl Interruption {
         }
     }
 
+    /// Walks a stopped thread that was interrupted so, in the function at `entry`: the innermost
+    /// frame by the places, and the outer frames as `gc-preempt` does.
+    pub fn walk(
+        &self,
+        frame: &ExactFrame,
+        entry: usize,
+        places: Places,
+        mutator: &StoppedMutator<'_>,
+        encoding: u32,
+        sink: &mut dyn RootSink,
+    ) -> WalkStats {
+        // SAFETY: the thread is to run the instruction when it goes on.
+        let cfa = unsafe { self.cfa(entry) };
+        self.scan(frame, entry, cfa, places, encoding, sink);
+        mutator.walk(&mut Beyond {
+            sink,
+            cfa,
+            stack: mutator.stack(),
+        })
+    }
+
     /// Reports the words at `places` as references, and conservatively what the frame keeps for its
     /// caller.
     pub fn scan(
@@ -145,6 +195,55 @@ impl Interruption {
             sink.conservative(word..word + 8);
         }
     }
+}
+
+/// The image of the vector registers that the kernel wrote for a signal.
+///
+/// # Safety
+/// The third argument of a running handler.
+unsafe fn vectors(ucontext: *const libc::ucontext_t) -> Range<usize> {
+    /// Bytes of an image without extensions, and the place of the words that describe one.
+    const LEGACY: usize = 512;
+    const DESCRIPTION: usize = 464;
+    /// Marks a description.
+    const MAGIC: u32 = 0x4650_5853;
+    // SAFETY: the contract. `fpregs` is null or names an image of the kernel, whose description is
+    // a magic number, the size with what follows, two words of features, and the size.
+    unsafe {
+        let image = (*ucontext).uc_mcontext.fpregs as usize;
+        if image == 0 {
+            return 0..0;
+        }
+        let described = (image + DESCRIPTION) as *const u32;
+        let size = if described.read() == MAGIC {
+            described.add(4).read() as usize
+        } else {
+            LEGACY
+        };
+        image..image + size
+    }
+}
+
+/// Walks a stopped thread: its innermost frame by the table of all instructions, if a stop has
+/// interrupted one of these functions, and otherwise as `gc-preempt` does.
+pub fn walk_by_maps(
+    code: &[Code],
+    mutator: &StoppedMutator<'_>,
+    encoding: u32,
+    sink: &mut dyn RootSink,
+) -> WalkStats {
+    let snapshot = mutator.snapshot();
+    let at = Interruption::of_snapshot(snapshot);
+    let function = code.iter().find(|code| code.range().contains(&at.pc));
+    if snapshot.origin != Origin::Call
+        && let Some(function) = function
+        && let Some(frame) = &function.exact
+    {
+        let entry = function.range().start;
+        let places = frame.instructions.at((at.pc - entry) as u32);
+        return at.walk(frame, entry, places, mutator, encoding, sink);
+    }
+    mutator.walk(sink)
 }
 
 /// Passes on what a walk reports of the frames beyond an interrupted one.

@@ -12,4 +12,5 @@ pub mod loops;
 pub mod places;
 pub mod single_step;
 pub mod stale;
+pub mod step;
 pub mod talk;

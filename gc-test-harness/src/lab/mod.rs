@@ -11,6 +11,7 @@ pub mod fragment;
 pub mod fuzz;
 pub mod gauge;
 pub mod mark;
+pub mod oracle;
 pub mod pause;
 pub mod pauses;
 pub mod progress;
