@@ -463,8 +463,8 @@ struct Storm {
 }
 
 /// Runs `call` on a mutator's thread again and again, until `stops` stops by single steps have
-/// ended. At each of them the walk by the point's places must name one of `cells`.
-fn storm(code: &[Code], cells: &[Range<usize>], stops: u32, call: impl Fn() + Sync) -> Storm {
+/// ended. At each of them the walk by the point's places must name an address in `cells`.
+fn storm(code: &[Code], cells: Range<usize>, stops: u32, call: impl Fn() + Sync) -> Storm {
     let world = world();
     let _guards = registered(&world, code);
     let stepped = Stepped::new(code);
@@ -500,9 +500,8 @@ fn storm(code: &[Code], cells: &[Range<usize>], stops: u32, call: impl Fn() + Sy
                     storm.points += 1;
                     let offset = (at.pc - entry) as u32;
                     assert!(frame.points.exactly_at(offset).is_some(), "at {offset}");
-                    let named =
-                        |cell: &Range<usize>| found.exact.iter().any(|word| cell.contains(word));
-                    storm.missed += u32::from(!cells.iter().any(named));
+                    let named = found.exact.iter().any(|word| cells.contains(word));
+                    storm.missed += u32::from(!named);
                 }
             }
             drop(standing);
@@ -530,9 +529,9 @@ fn single_steps_stop_a_loop_at_its_head() {
         .filter(|c| c.name == "chase")
         .collect();
     let start = ring.as_ptr() as usize;
-    let cells = [start..start + 16 * ring.len()];
+    let cells = start..start + 16 * ring.len();
     let wrong = AtomicU64::new(0);
-    let storm = storm(&code, &cells, 60, || {
+    let storm = storm(&code, cells, 60, || {
         let mut slot = start;
         // SAFETY: the slot names a ring.
         let sum = unsafe { (loops.chase)(&mut slot, STEPS) };
@@ -562,8 +561,8 @@ fn single_steps_stop_a_loop_that_calls_native_code() {
     let start = ring.as_ptr() as usize;
     let entry = code[0].entry() as usize;
     let wrong = AtomicU64::new(0);
-    let cells = [start..start + 64];
-    let storm = storm(&code, &cells, 60, || {
+    let cells = start..start + 64;
+    let storm = storm(&code, cells, 60, || {
         let mut slot = start;
         // SAFETY: the function's type; the slot names a ring.
         let sum = unsafe {
