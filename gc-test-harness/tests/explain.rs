@@ -234,6 +234,21 @@ fn a_lox_function_is_listed_with_its_inline_allocations_and_calls() {
 }
 
 #[test]
+fn a_poll_on_a_back_edge_is_a_call_with_a_map() {
+    let calls = |strategy: &str| {
+        let pieces = pieces(&["list", "--strategy", strategy]);
+        pieces.iter().for_each(covers_its_bytes);
+        let lines = pieces.iter().flat_map(instructions);
+        let maps = lines.filter(|line| line["call_scans"]["by_map"] == true);
+        maps.count()
+    };
+    assert!(calls("backedge") > calls("async"));
+    let output = gclab(&["nonsense", "--strategy", "async"]);
+    assert_eq!(output.status.code(), Some(64));
+    assert!(text(&output.stderr).contains("mandelbrot"));
+}
+
+#[test]
 fn a_name_that_no_function_has_is_exit_64_with_the_names() {
     let program = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/closures.lox");
     for (arguments, code, said) in [

@@ -18,6 +18,7 @@ use crate::kernels::alloc::Allocating;
 use crate::kernels::codegen::{Arena, Code};
 use crate::kernels::deep::Frames;
 use crate::kernels::loops::Loops;
+use crate::kernels::talk::{Kernel, Strategy};
 use crate::lox::listing;
 use crate::lox::run::{EXIT_COMPILE_ERROR, EXIT_UNREADABLE, EXIT_USAGE};
 
@@ -33,6 +34,9 @@ pub struct ExplainArgs {
     /// Compile the program's functions without running the program
     #[arg(long, requires = "file")]
     pub cold: bool,
+    /// List a kernel of `gclab talk`, as it is compiled for this way to interrupt a loop
+    #[arg(long, value_enum, conflicts_with = "file")]
+    pub strategy: Option<Strategy>,
 }
 
 /// Why there is no listing.
@@ -145,6 +149,9 @@ fn lox_name(code: &Code) -> Option<&str> {
 /// There is no such function, the file cannot be read or compiled, or the system refuses memory.
 pub fn run(options: &ExplainArgs) -> Result<Outcome, ExplainError> {
     let name = options.function.as_deref();
+    if let Some(strategy) = options.strategy {
+        return talk_kernels(name, strategy);
+    }
     let Some(path) = &options.file else {
         return kernels(name);
     };
@@ -174,10 +181,12 @@ fn routines<'a>() -> impl Iterator<Item = Source<'a>> {
     })
 }
 
+fn failed(error: impl fmt::Display) -> ExplainError {
+    ExplainError::new(1, error)
+}
+
 fn kernels(name: Option<&str>) -> Result<Outcome, ExplainError> {
-    let failed = |error: &dyn fmt::Display| ExplainError::new(1, error);
-    let heap = Heap::builder().build().map_err(|e| failed(&e))?;
-    let mut arena = Arena::new().map_err(|e| failed(&e))?;
+    let mut arena = Arena::new().map_err(failed)?;
     let all = [
         Loops::compile(&mut arena).map(|all| all.code),
         Frames::compile(&mut arena).map(|all| all.code),
@@ -185,16 +194,42 @@ fn kernels(name: Option<&str>) -> Result<Outcome, ExplainError> {
     ];
     let mut codes = Vec::new();
     for compiled in all {
-        codes.extend(compiled.map_err(|e| failed(&e))?);
+        codes.extend(compiled.map_err(failed)?);
     }
+    registered(&codes, || {
+        let sources = codes.iter().map(|code| Source::of_code(&code.name, code));
+        choose(&sources.chain(routines()).collect::<Vec<_>>(), name)
+    })
+}
+
+/// The kernels of `gclab talk`. Each has several functions.
+fn talk_kernels(name: Option<&str>, strategy: Strategy) -> Result<Outcome, ExplainError> {
+    let mut all = Vec::new();
+    for kernel in Kernel::ALL {
+        all.push((kernel, kernel.compile(strategy).map_err(failed)?.code));
+    }
+    let codes: Vec<Code> = all.iter().flat_map(|(_, code)| code.clone()).collect();
+    registered(&codes, || {
+        let sources = all.iter().flat_map(|(kernel, codes)| {
+            codes
+                .iter()
+                .map(|code| Source::of_code(kernel.name(), code))
+        });
+        choose(&sources.collect::<Vec<_>>(), name)
+    })
+}
+
+/// Calls `f` while the code is registered with a heap.
+fn registered<R>(
+    codes: &[Code],
+    f: impl FnOnce() -> Result<R, ExplainError>,
+) -> Result<R, ExplainError> {
+    let heap = Heap::builder().build().map_err(failed)?;
     let guards = codes
         .iter()
         .map(|code| code.register_with(&heap, Encoding::RAW));
-    let guards: Result<Vec<_>, _> = guards.collect();
-    let _guards = guards.map_err(|e| failed(&e))?;
-    let sources = codes.iter().map(|code| Source::of_code(&code.name, code));
-    let sources: Vec<_> = sources.chain(routines()).collect();
-    choose(&sources, name)
+    let _guards = guards.collect::<Result<Vec<_>, _>>().map_err(failed)?;
+    f()
 }
 
 /// Explains the functions of that name, or lists all names.
