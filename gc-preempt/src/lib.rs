@@ -165,7 +165,7 @@ pub use stopper::holds_a_stop;
 #[cfg(feature = "faults")]
 pub use strict_allocator::StrictAllocator;
 pub use suspended_stack::SuspendedStack;
-pub use switch::{Resumed, arrive, data_here, suspend, suspend_with};
+pub use switch::{Resumed, data_here, suspend, suspend_with};
 pub use walk::{FrameEnd, FrameReport, RootSink, WalkStats};
 pub use world::{StopReport, Stopped};
 

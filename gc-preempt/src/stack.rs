@@ -18,8 +18,9 @@ use crate::switch::{self, Resumed};
 /// * [`start`](Self::start), [`resume`](Self::resume) and [`suspend`](crate::suspend) are a whole
 ///   coroutine.
 /// * A switch of the host's (corosensei's, hand-made assembly) is wrapped on both sides:
-///   [`resume_with`](Self::resume_with) around the switch to the stack, [`arrive`](crate::arrive)
-///   first thing on it, [`suspend_with`](crate::suspend_with) around each switch back.
+///   [`resume_with`](Self::resume_with) around the switch to the stack,
+///   [`suspend_with`](crate::suspend_with) around each switch back from a function that goes on
+///   later.
 ///
 /// # Dropping
 /// The drop ends the registration. The drop of a suspended or running stack panics, unless the
@@ -110,7 +111,7 @@ impl Stack {
     /// ```no_run
     /// # fn switch_by_hand(to: &mut usize) {}
     /// # let (stack, mut to): (gc_preempt::Stack, usize) = todo!();
-    /// // SAFETY: the code there begins by `arrive`, and leaves by `suspend_with`.
+    /// // SAFETY: the code there leaves by `suspend_with`, or ends.
     /// unsafe { stack.resume_with(|| switch_by_hand(&mut to)) }?;
     /// # Ok::<(), gc_preempt::StackError>(())
     /// ```
@@ -122,8 +123,7 @@ impl Stack {
     /// * `switch` switches to this stack and to no other, and SP does not leave it until it is
     ///   switched back, except to stacks that are resumed in this way.
     /// * It captures no reference into a heap by value: its own frames are not reported.
-    /// * It does not call malloc nor wait before the switch: the thread counts as inside
-    ///   `no_preempt` until the other side has arrived.
+    /// * It is short on this side of the switch: stops wait for the switch.
     /// * The code on the stack keeps the rules of [`start`](Self::start).
     pub unsafe fn resume_with<R>(&self, switch: impl FnOnce() -> R) -> Result<R, StackError> {
         // SAFETY: the caller's contract.

@@ -121,7 +121,8 @@ pub(crate) struct StackRecord {
     pub outer: AtomicPtr<StackRecord>,
     /// Where it was left, by a suspension or by resuming another stack.
     pub left: Left,
-    /// The last switch away from it was a suspension. Written by the thread that runs on it.
+    /// The last switch away from it was a suspension, from which it has not come back. Written by
+    /// the thread that runs on it.
     pub leaves: AtomicBool,
     /// The epoch in which a walk has reported it.
     pub scanned: AtomicU64,
@@ -130,8 +131,6 @@ pub(crate) struct StackRecord {
     pub data: AtomicPtr<()>,
     /// Its frames were made by `start`, so `resume` and `suspend` switch it.
     pub started: AtomicBool,
-    /// A resumer waits for the first `arrive` on it.
-    pub expects: AtomicBool,
     /// SP of this stack when it was left by `suspend`, and SP of its resumer, for `arch::switch`.
     pub sp: UnsafeCell<usize>,
     pub back: UnsafeCell<usize>,
@@ -163,7 +162,6 @@ impl StackRecord {
             outermost: AtomicUsize::new(0),
             data: AtomicPtr::new(core::ptr::null_mut()),
             started: AtomicBool::new(false),
-            expects: AtomicBool::new(false),
             sp: UnsafeCell::new(0),
             back: UnsafeCell::new(0),
             panic: UnsafeCell::new(None),

@@ -446,6 +446,20 @@ impl NoPreempt<'_> {
     }
 }
 
+impl NoPreempt<'_> {
+    /// The guard of a section that was begun on this thread and forgotten.
+    ///
+    /// # Safety
+    /// On the record's own thread. The result is the only guard of that section.
+    #[inline]
+    pub(crate) unsafe fn resumed(record: &'static Record) -> Self {
+        NoPreempt {
+            record,
+            _of_a_mutator: PhantomData,
+        }
+    }
+}
+
 impl Drop for NoPreempt<'_> {
     #[inline]
     fn drop(&mut self) {

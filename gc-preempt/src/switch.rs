@@ -1,13 +1,18 @@
 //! Switching between stacks: resuming, suspending, arriving.
 //!
 //! # Invariant
-//! In every stop, `Record::current` names the stack that the thread's SP lies on, and each other
-//! stack with frames says in its `left` from where it is to be walked. So from the point at which a
-//! side publishes where it leaves its stack, until the other side has arrived, the thread is inside
-//! `no_preempt`: no stop sees it half switched. An arrival ends the section, and polls.
+//! A stop finds `Record::current` naming the stack that the thread's SP lies on, and each other
+//! stack with frames is walked from its `left`: it is suspended, or in the thread's chain. Two
+//! means keep a stop from seeing a thread half switched:
 //!
-//! A function that ends on a stack of the host's switches back without a section. SP then lies on
-//! the resumer's stack before `current` says so, and a stop waits (`Obstacle::ForeignStack`).
+//! * From the claim of a stack until `current` names it, and from the return to the resumer until
+//!   the stack counts as suspended or finished, the thread is inside `no_preempt`: the stack is
+//!   neither in a chain nor suspended then.
+//! * While SP and `current` disagree, `may_stop` refuses (`Obstacle::ForeignStack`), and the
+//!   stopper signals again. A switch of the host's runs so: it may call malloc, wait, or unwind.
+//!
+//! A switch of ours stays inside `no_preempt` until the other side has arrived, so no stop signals
+//! a second time for it.
 //!
 //! # Threads
 //! A suspended stack may be resumed by another thread. So the code on it looks its thread's record
@@ -19,7 +24,7 @@
 //! on the stack, above the SP that it publishes. The frames below, of the switch itself, hold no
 //! references.
 
-use core::sync::atomic::{Ordering, compiler_fence};
+use core::sync::atomic::Ordering;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use crate::arch::{self, switch};
@@ -29,7 +34,7 @@ use crate::members::Inner;
 use crate::registry::{self, Record};
 use crate::stack_record::{Payload, StackRecord, StackState};
 use crate::state::Phase;
-use crate::stop_point::{NoPreempt, Obstacle, poll};
+use crate::stop_point::{NoPreempt, Obstacle};
 use crate::stopper::holds_a_stop;
 use crate::text;
 
@@ -57,6 +62,9 @@ fn address(record: &'static Record) -> usize {
 
 /// May the running thread leave the stack that it runs on?
 fn may_leave(record: &Record) -> Result<(), StackError> {
+    if holds_a_stop() {
+        return Err(StackError::HoldsAStop);
+    }
     if record.state.load().phase() == Phase::Blocked {
         return Err(StackError::Blocking);
     }
@@ -114,7 +122,7 @@ fn claim(
             stack.scanned.store(epoch, Ordering::Relaxed);
             stack.outermost.store(0, Ordering::Relaxed);
             stack.started.store(false, Ordering::Relaxed);
-            stack.expects.store(true, Ordering::Relaxed);
+            stack.leaves.store(false, Ordering::Relaxed);
         // Acquire pairs with the Release of the walk that has reported the stack.
         } else if stack.scanned.load(Ordering::Acquire) != epoch {
             stack.give_back(StackState::Suspended);
@@ -134,9 +142,6 @@ fn go<R>(
     by: By,
     switch: impl FnOnce() -> R,
 ) -> Result<R, StackError> {
-    if holds_a_stop() {
-        return Err(StackError::HoldsAStop);
-    }
     let record = registry::current().ok_or(StackError::NotAttached)?;
     may_leave(record)?;
     if !is_attached(record, inner)? {
@@ -147,6 +152,7 @@ fn go<R>(
     struct Call<F, R> {
         record: &'static Record,
         stack: &'static StackRecord,
+        by: By,
         f: Option<F>,
         result: Option<R>,
     }
@@ -158,7 +164,7 @@ fn go<R>(
     ) {
         // SAFETY: `go` passes its own Call of these very types, alive until it returns.
         let call = unsafe { &mut *data.cast::<Call<F, R>>() };
-        let (record, stack) = (call.record, call.stack);
+        let (record, stack, by) = (call.record, call.stack, call.by);
         // Relaxed, here and below: no stop reads these words before the section ends.
         let outer = record.current.load(Ordering::Relaxed);
         record
@@ -170,7 +176,10 @@ fn go<R>(
         record
             .current
             .store(core::ptr::from_ref(stack).cast_mut(), Ordering::Relaxed);
-        let _back = Back { record, stack };
+        let _back = Back { record, stack, by };
+        if by == By::Host {
+            arrived(record);
+        }
         if let Some(f) = call.f.take() {
             call.result = Some(f());
         }
@@ -183,6 +192,7 @@ fn go<R>(
     let mut call = Call {
         record,
         stack,
+        by,
         f: Some(switch),
         result: None,
     };
@@ -197,18 +207,18 @@ fn go<R>(
 struct Back {
     record: &'static Record,
     stack: &'static StackRecord,
+    by: By,
 }
 
 impl Drop for Back {
     fn drop(&mut self) {
-        let Self { record, stack } = *self;
-        // The section of the suspension goes on; a function that has ended left none.
-        record.depth.store(1, Ordering::Relaxed);
-        compiler_fence(Ordering::SeqCst);
+        let Self { record, stack, by } = *self;
+        if by == By::Host {
+            leaves(record);
+        }
         let outer = stack.outer.swap(core::ptr::null_mut(), Ordering::Relaxed);
         record.current.store(outer, Ordering::Relaxed);
-        stack.expects.store(false, Ordering::Relaxed);
-        let state = match stack.leaves.swap(false, Ordering::Relaxed) {
+        let state = match stack.leaves.load(Ordering::Relaxed) {
             true => StackState::Suspended,
             false => StackState::Finished,
         };
@@ -218,12 +228,15 @@ impl Drop for Back {
     }
 }
 
+/// Begins a section that [`arrived`] ends, maybe on another stack.
+fn leaves(record: &'static Record) {
+    core::mem::forget(NoPreempt::on(record));
+}
+
 /// Ends the section in which the running thread has switched.
 fn arrived(record: &'static Record) {
-    compiler_fence(Ordering::SeqCst);
-    record.depth.store(0, Ordering::Relaxed);
-    compiler_fence(Ordering::SeqCst);
-    poll(record);
+    // SAFETY: the section was begun on this thread, and forgotten.
+    drop(unsafe { NoPreempt::resumed(record) });
 }
 
 /// Does what [`Stack::resume_with`](crate::Stack::resume_with) says.
@@ -298,7 +311,7 @@ pub(crate) unsafe fn start<F: FnOnce() + Send + 'static>(
     stack.left.set(sp, fp, pc);
     stack.outermost.store(0, Ordering::Relaxed);
     stack.started.store(true, Ordering::Relaxed);
-    stack.expects.store(true, Ordering::Relaxed);
+    stack.leaves.store(false, Ordering::Relaxed);
     stack.scanned.store(inner.epoch(), Ordering::Relaxed);
     stack.give_back(StackState::Suspended);
     Ok(())
@@ -308,7 +321,7 @@ pub(crate) unsafe fn start<F: FnOnce() + Send + 'static>(
 
 /// The first function on a stack that `start` has prepared.
 extern "C-unwind" fn first<F: FnOnce()>(data: *mut ()) -> ! {
-    let _ = arrive();
+    arrived_here();
     // SAFETY: `start` has written it there, and this is its only reader.
     let f = unsafe { data.cast::<F>().read() };
     finish(catch_unwind(AssertUnwindSafe(f)).err())
@@ -319,8 +332,7 @@ fn finish(panic: Option<Payload>) -> ! {
     if let Some(record) = registry::current()
         && let Some(stack) = record.current()
     {
-        record.depth.store(1, Ordering::Relaxed);
-        compiler_fence(Ordering::SeqCst);
+        leaves(record);
         let mut gone = 0;
         // SAFETY: the running stack's cells are this thread's. `back` is the SP that its resumer
         // has stored, on this thread.
@@ -346,20 +358,6 @@ pub fn data_here() -> Option<*mut ()> {
         .map(|(_, stack)| stack.data.load(Ordering::Relaxed))
 }
 
-/// Ends the switch to a stack that [`Stack::resume_with`](crate::Stack::resume_with) has begun: the
-/// first thing that a function on such a stack calls. Until then the thread is not stopped.
-///
-/// # Errors
-/// [`StackError::NotOnAStack`]: no such switch is under way.
-pub fn arrive() -> Result<(), StackError> {
-    let (record, stack) = here()?;
-    if !stack.expects.swap(false, Ordering::Relaxed) {
-        return Err(StackError::NotOnAStack);
-    }
-    arrived(record);
-    Ok(())
-}
-
 /// Suspends the function that [`Stack::start`](crate::Stack::start) has started: its resumer goes
 /// on. Returns when the stack is resumed, maybe on another thread.
 ///
@@ -367,14 +365,16 @@ pub fn arrive() -> Result<(), StackError> {
 /// in the middle of an instruction sequence.
 ///
 /// # Errors
-/// The calling code does not run on such a stack, or is inside `no_preempt` or `blocking`.
+/// The calling code does not run on such a stack, is inside `no_preempt` or `blocking`, or holds a
+/// stop.
 pub fn suspend() -> Result<(), StackError> {
     let (record, stack) = here()?;
     may_leave(record)?;
     if !stack.started.load(Ordering::Relaxed) {
         return Err(StackError::OtherSwitch);
     }
-    leave_by(record, stack, || {
+    leaves(record);
+    leave_by(stack, By::Us, || {
         // SAFETY: the running stack's cells are this thread's. `back` is the SP that its resumer
         // has stored, on this thread.
         unsafe { switch::switch(stack.sp.get(), *stack.back.get()) };
@@ -387,7 +387,7 @@ pub fn suspend() -> Result<(), StackError> {
 ///
 /// # Errors
 /// The calling code does not run on a stack that [`Stack::resume_with`](crate::Stack::resume_with)
-/// has resumed, or is inside `no_preempt` or `blocking`: `switch` has not run.
+/// has resumed, is inside `no_preempt` or `blocking`, or holds a stop: `switch` has not run.
 ///
 /// # Safety
 /// As for [`Stack::resume_with`](crate::Stack::resume_with), and `switch` switches to the resumer.
@@ -397,17 +397,14 @@ pub unsafe fn suspend_with<R>(switch: impl FnOnce() -> R) -> Result<R, StackErro
     if stack.started.load(Ordering::Relaxed) {
         return Err(StackError::OtherSwitch);
     }
-    Ok(leave_by(record, stack, switch))
+    Ok(leave_by(stack, By::Host, switch))
 }
 
 /// Publishes where the running stack is left, and runs `switch`.
-fn leave_by<R>(
-    record: &'static Record,
-    stack: &'static StackRecord,
-    switch: impl FnOnce() -> R,
-) -> R {
+fn leave_by<R>(stack: &'static StackRecord, by: By, switch: impl FnOnce() -> R) -> R {
     struct Call<F, R> {
         stack: &'static StackRecord,
+        by: By,
         f: Option<F>,
         result: Option<R>,
     }
@@ -419,11 +416,11 @@ fn leave_by<R>(
     ) {
         // SAFETY: `leave_by` passes its own Call of these very types, alive until it returns.
         let call = unsafe { &mut *data.cast::<Call<F, R>>() };
-        let stack = call.stack;
+        let (stack, by) = (call.stack, call.by);
         stack.left.set(sp, fp, pc);
         // Relaxed: read by the resumer, which is this thread.
         stack.leaves.store(true, Ordering::Relaxed);
-        let _arrival = Arrival(stack);
+        let _arrival = Arrival { stack, by };
         if let Some(f) = call.f.take() {
             call.result = Some(f());
         }
@@ -435,11 +432,10 @@ fn leave_by<R>(
     }
     let mut call = Call {
         stack,
+        by,
         f: Some(switch),
         result: None,
     };
-    record.depth.store(1, Ordering::Relaxed);
-    compiler_fence(Ordering::SeqCst);
     arch::call_spilled(entry(&call), (&raw mut call).cast());
     match call.result {
         Some(result) => result,
@@ -448,16 +444,35 @@ fn leave_by<R>(
 }
 
 /// The arrival on a stack that was suspended, by a return or by unwinding.
-struct Arrival(&'static StackRecord);
+struct Arrival {
+    stack: &'static StackRecord,
+    by: By,
+}
 
 impl Drop for Arrival {
     #[inline(never)]
     fn drop(&mut self) {
-        match registry::current() {
-            Some(record) if record.current().is_some_and(|s| core::ptr::eq(s, self.0)) => {
-                arrived(record);
-            }
-            _ => text::die("a suspended stack was switched to without `Stack::resume_with`"),
+        let on_it = |record: &Record| {
+            record
+                .current()
+                .is_some_and(|s| core::ptr::eq(s, self.stack))
+        };
+        if !registry::current().is_some_and(on_it) {
+            text::die("a suspended stack was switched to without `Stack::resume_with`");
         }
+        // The function goes on: its next end is no suspension.
+        self.stack.leaves.store(false, Ordering::Relaxed);
+        if self.by == By::Us {
+            arrived_here();
+        }
+    }
+}
+
+/// Ends the section in which the running thread, whichever that is by now, has switched.
+#[inline(never)]
+fn arrived_here() {
+    match registry::current() {
+        Some(record) => arrived(record),
+        None => text::die("a stack runs on a thread that is not attached"),
     }
 }

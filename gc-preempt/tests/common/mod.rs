@@ -3,6 +3,8 @@
 //! succeed, and then with the cure switched off, which must fail.
 #![allow(dead_code)] // each test binary uses a part
 
+pub mod stacks;
+
 use gc_preempt::{CodeGuard, CodeSpec, CodeWhat, Config, StrictAllocator, World};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;

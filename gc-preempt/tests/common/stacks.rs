@@ -1,0 +1,73 @@
+//! Stacks for tests: registering, starting, and code that holds a word where a test wants it.
+#![allow(dead_code)] // each test binary uses a part
+
+use gc_preempt::{Stack, StackMemory, World, suspend};
+use std::arch::global_asm;
+
+/// A stack of 256 KiB, with its memory.
+pub fn stack(world: &World) -> Stack {
+    let memory = StackMemory::new(256 << 10).unwrap();
+    // SAFETY: the memory is the registration's own.
+    unsafe { world.register_stack(memory.range(), memory) }.unwrap()
+}
+
+/// Starts a function that keeps nothing of its thread over a suspension.
+pub fn start(stack: &Stack, f: impl FnOnce() + Send + 'static) {
+    // SAFETY: what the tests start keeps atomics and numbers.
+    unsafe { stack.start(f) }.unwrap();
+}
+
+global_asm!(
+    // rdi: the complement of a word; rsi: a function. Calls the function while RBX alone holds the
+    // word.
+    ".globl c_held_by_callee",
+    "c_held_by_callee:",
+    ".cfi_startproc",
+    "push rbx",
+    ".cfi_def_cfa_offset 16",
+    ".cfi_offset rbx, -16",
+    "mov rbx, rdi",
+    "not rbx",
+    "xor edi, edi",
+    "call rsi",
+    "mov rax, rbx",
+    "pop rbx",
+    ".cfi_def_cfa_offset 8",
+    "ret",
+    ".cfi_endproc",
+    // rdi: the complement of a word; rsi: *const AtomicBool done. Spins while R9 alone holds the
+    // word, and returns the word.
+    ".globl c_held_in_a_loop",
+    ".globl c_held_in_a_loop_end",
+    "c_held_in_a_loop:",
+    "push rbp",
+    "mov rbp, rsp",
+    "mov r9, rdi",
+    "not r9",
+    "xor edi, edi",
+    "1:",
+    "cmp byte ptr [rsi], 0",
+    "je 1b",
+    "mov rax, r9",
+    "pop rbp",
+    "ret",
+    "c_held_in_a_loop_end:",
+);
+
+unsafe extern "C-unwind" {
+    fn c_held_by_callee(not: usize, f: extern "C-unwind" fn()) -> usize;
+    pub fn c_held_in_a_loop(not: usize, done: *const std::sync::atomic::AtomicBool) -> usize;
+    pub fn c_held_in_a_loop_end();
+}
+
+/// Calls `f` while a register that callees preserve alone holds the word. Returns the word's
+/// complement.
+pub fn held_by_callee(not: usize, f: extern "C-unwind" fn()) -> usize {
+    // SAFETY: the assembly keeps the System V convention, and has an unwind table.
+    unsafe { !c_held_by_callee(not, f) }
+}
+
+/// [`suspend`], for [`held_by_callee`].
+pub extern "C-unwind" fn suspended() {
+    suspend().unwrap();
+}
