@@ -9,12 +9,17 @@
 //! comparison: between its collections the measuring thread reads other memory, as the marking of a
 //! million cells does. Its ratios show the cost of cold processor caches in a stop. The largest
 //! numbers are 60,000 sites (a heap has at most 65,536) and 1,000 threads.
+//!
+//! The last rows are suspended stacks, 10^2 to 10^5 of them, each number in a heap of its own. One
+//! in a hundred of them runs between two collections. Their ratios are to 10^2 stacks, and should
+//! be at most 2.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Barrier, mpsc};
 use std::time::Duration;
 
 use benches::{Mode, wanted};
+use gc_core::coroutine::{Stack, StackPool, suspend};
 use gc_core::raw::{Encoding, Kind};
 use gc_core::{Field, Heap, Leaf, Mutator, Root, Trace, Weak};
 
@@ -86,7 +91,22 @@ fn main() {
         let heap = Heap::builder().build().expect("a heap");
         beside_a_loop(&heap, || measure(row, &heap, counts, rounds));
     }
+    if wanted(SUSPENDED) {
+        let mut first = None;
+        for count in [100, 1_000, 10_000, 100_000] {
+            let count = mode.pick(count, 20);
+            let heap = Heap::builder().build().expect("a heap");
+            let mut stop = Duration::ZERO;
+            beside_a_loop(&heap, || {
+                stop = median(suspended_stacks(&heap, count, rounds))
+            });
+            let ratio = stop.as_secs_f64() / first.get_or_insert(stop).as_secs_f64();
+            println!("{SUSPENDED:<30}{count:>10}{stop:>12.1?}{ratio:>10.2}");
+        }
+    }
 }
+
+const SUSPENDED: &str = "suspended stacks";
 
 /// Iterations of the loop.
 static TURNS: AtomicUsize = AtomicUsize::new(0);
@@ -413,4 +433,41 @@ fn beside_threads(
         mutator.blocking(|| drop(ends));
         stops
     })
+}
+
+/// The stops beside suspended stacks, one in a hundred of which runs between two collections.
+fn suspended_stacks(heap: &Heap, count: usize, rounds: usize) -> Vec<Duration> {
+    /// A stack runs once in so many collections.
+    const TURNS_OF: usize = 100;
+    let mutator = heap.attach().expect("attaches");
+    let pool = StackPool::new(16 << 10);
+    let start = |_| {
+        let stack = heap.stack(pool.take().expect("memory")).expect("a stack");
+        let start = mutator.start(&stack, |mutator| {
+            loop {
+                // SAFETY: the pointer stays on this stack.
+                let node = unsafe { mutator.alloc_gc(Node::default()) }.expect("room");
+                suspend().expect("on a stack");
+                gc_core::keep_alive(node);
+            }
+        });
+        start.expect("a stack that is not used");
+        mutator.resume(&stack).expect("started");
+        stack
+    };
+    let stacks: Vec<Stack> = (0..count).map(start).collect();
+    mutator.collect();
+    let stops = (0..rounds)
+        .map(|round| {
+            for stack in stacks.iter().skip(round % TURNS_OF).step_by(TURNS_OF) {
+                mutator.resume(stack).expect("suspended");
+            }
+            stop(heap, &mutator)
+        })
+        .collect();
+    for stack in stacks {
+        // SAFETY: nothing refers to the frames.
+        unsafe { stack.abandon() }.expect("suspended");
+    }
+    stops
 }

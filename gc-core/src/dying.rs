@@ -62,6 +62,11 @@ impl Dying {
         Some(Place { dying: self, at })
     }
 
+    /// Whether the `Drop` of any value runs.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count.load(Ordering::Relaxed) == 0
+    }
+
     /// Whether the `Drop` of the value around `address` runs.
     #[inline]
     pub(crate) fn has(&self, address: usize) -> bool {

@@ -68,6 +68,11 @@ gc_preempt::faults! {
         StoresUnlogged = "stores-unlogged",
         StopTracesOn = "stop-traces-on",
         LogsLeft = "logs-left",
+        EpochKept = "epoch-kept",
+        SuspendedUnscanned = "suspended-unscanned",
+        SuspendedDropUnscanned = "suspended-drop-unscanned",
+        ResumeUnscanned = "resume-unscanned",
+        HeldSuspended = "held-suspended",
         RootsLoggedInVain = "roots-logged-in-vain",
         // fault
         TablesUnprotected = "tables-unprotected",

@@ -236,6 +236,7 @@ mod barrier;
 mod cgroup;
 mod collector;
 mod config;
+pub mod coroutine;
 mod dying;
 mod encoding;
 mod error;

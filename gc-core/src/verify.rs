@@ -57,6 +57,8 @@ pub(crate) enum Source {
     Handles(usize),
     /// On the stack or in the handles of the mutator of this number among those that are aside.
     Aside(usize),
+    /// On the suspended stack of this number.
+    Suspended(usize),
     /// In a handle, a range or a callback of the heap's tables.
     Tables,
 }
@@ -65,9 +67,10 @@ impl Source {
     fn word(self) -> usize {
         match self {
             Source::Tables => 0,
-            Source::Stack(mutator) => 1 + 3 * mutator,
-            Source::Handles(mutator) => 2 + 3 * mutator,
-            Source::Aside(mutator) => 3 + 3 * mutator,
+            Source::Stack(mutator) => 1 + 4 * mutator,
+            Source::Handles(mutator) => 2 + 4 * mutator,
+            Source::Aside(mutator) => 3 + 4 * mutator,
+            Source::Suspended(stack) => 4 + 4 * stack,
         }
     }
 }
@@ -80,14 +83,15 @@ impl fmt::Display for Named {
         let Some(word) = self.0.checked_sub(1) else {
             return write!(f, "a handle, a root range or a root callback");
         };
-        let mutator = word / 3;
-        match word % 3 {
+        let mutator = word / 4;
+        match word % 4 {
             0 => write!(f, "the stack or a register of mutator {mutator}"),
             1 => write!(f, "a handle of a scope of mutator {mutator}"),
-            _ => write!(
+            2 => write!(
                 f,
                 "the stack or a handle of mutator {mutator} of those that are aside"
             ),
+            _ => write!(f, "suspended stack {mutator}"),
         }
     }
 }
@@ -438,6 +442,7 @@ mod tests {
                 Source::Aside(2),
                 "the stack or a handle of mutator 2 of those that are aside",
             ),
+            (Source::Suspended(7), "suspended stack 7"),
         ] {
             assert_eq!(Named(source.word()).to_string(), name);
         }

@@ -3,6 +3,8 @@
 
 mod common;
 
+#[path = "../examples/coroutines.rs"]
+mod coroutines;
 #[path = "../examples/foreign_call.rs"]
 mod foreign_call;
 #[path = "../examples/host_sigurg.rs"]
@@ -27,6 +29,11 @@ fn check(name: &str, main: fn() -> Result<(), Box<dyn std::error::Error>>) {
 #[test]
 fn a_foreign_call_holds_a_reference() {
     check("a_foreign_call_holds_a_reference", foreign_call::main);
+}
+
+#[test]
+fn generators_run_on_stacks_of_their_own() {
+    check("generators_run_on_stacks_of_their_own", coroutines::main);
 }
 
 #[test]

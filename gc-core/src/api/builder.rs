@@ -433,6 +433,7 @@ impl HeapBuilder {
             verify: memory.verify,
             marking: AtomicU32::new(0),
             scan: AtomicU64::new(0),
+            stacks_resumed: AtomicU32::new(0),
             clearing: AtomicBool::new(false),
         });
         let state = Arc::new(State {
@@ -459,6 +460,12 @@ impl HeapBuilder {
         });
         let thread = collector::spawn(&state).map_err(BuildError::Thread)?;
         collector::enrol(&state);
+        // SAFETY: `State`'s drop removes the hooks before `shared` is freed.
+        unsafe {
+            shared
+                .world
+                .set_stack_hooks(Some(collector::hooks(&shared)))
+        };
         Ok(Heap::new(shared, state, thread))
     }
 }

@@ -1,14 +1,16 @@
-//! The roots that stop 1 leaves to be scanned beside the mutators: mutators that are aside, of
-//! which there may be thousands, and open handles and root slots, of which there may be millions.
+//! The roots that stop 1 leaves to be scanned beside the mutators: mutators that are aside and
+//! suspended stacks, of which there may be thousands, and open handles and root slots, of which
+//! there may be millions.
 //!
-//! A mutator that is aside stands still (`aside.rs`). A handle or a root slot changes only by being
+//! A mutator that is aside stands still (`aside.rs`), and so does a suspended stack
+//! (`suspended.rs`). A handle or a root slot changes only by being
 //! ended, and the thread that ends one that has not been scanned logs its word: `handles.rs` and
 //! `roots.rs` say why that is enough. All are scanned before marking can end, so by stop 2 all such
 //! words are in the logs.
 
 use gc_preempt::Stopped;
 
-use super::aside;
+use super::{aside, suspended};
 use crate::encoding::Encoding;
 use crate::mutator::record::Context;
 use crate::mutator::shared::Shared;
@@ -29,6 +31,10 @@ pub(super) struct Beside {
     /// The place below which the mutators that are aside have not been scanned. They come first,
     /// since their handles are read with those of all others.
     aside: Option<usize>,
+    /// The place below which suspended stacks have not been scanned. They come next.
+    suspended: Option<usize>,
+    /// Suspended stacks that were scanned beside the mutators, and in stops.
+    pub(super) stacks: [u32; 2],
     /// The record whose handles come next, and the position in its table.
     record: usize,
     position: usize,
@@ -62,12 +68,29 @@ impl Beside {
         self.words += handles.bytes_to_read() / size_of::<usize>();
     }
 
-    /// In stop 1: notes that `count` mutators that are aside are to be scanned.
-    pub(super) fn snapshot_aside(&mut self, count: usize) {
-        /// Words that a mutator counts as: a shallow stack takes as long to scan.
+    /// In stop 1: notes that mutators that are aside, and suspended stacks, are to be scanned.
+    pub(super) fn snapshot_stacks(&mut self, aside: usize, suspended: usize) {
+        /// Words that a stack counts as: a shallow one takes as long to scan.
         const WORDS: usize = 64;
-        self.words += WORDS * count;
-        self.aside = (count != 0).then_some(usize::MAX);
+        self.words += WORDS * (aside + suspended);
+        self.aside = (aside != 0).then_some(usize::MAX);
+        self.suspended = (suspended != 0).then_some(usize::MAX);
+    }
+
+    /// Whether suspended stacks are still to be scanned.
+    pub(super) fn has_suspended(&self) -> bool {
+        self.suspended.is_some()
+    }
+
+    /// In stop 1: scans all suspended stacks.
+    pub(super) fn scan_suspended(
+        &mut self,
+        shared: &Shared,
+        stopped: &Stopped<'_>,
+        scanner: &mut Scanner<'_, '_>,
+    ) {
+        self.suspended = None;
+        suspended::scan_all(shared, stopped, scanner, &mut self.stacks[1]);
     }
 
     /// Scans some more; `false`: nothing is left. `stopped`: the present stop, if there is one.
@@ -85,6 +108,14 @@ impl Beside {
             if self.aside.is_none() {
                 shared.roots.end_snapshot();
             }
+            return true;
+        }
+        if let Some(from) = self.suspended {
+            let [beside, in_stops] = &mut self.stacks;
+            self.suspended = match stopped {
+                Some(stopped) => suspended::scan_all(shared, stopped, scanner, in_stops),
+                None => suspended::scan_piece(shared, from, scanner, beside),
+            };
             return true;
         }
         if self.handles_done {

@@ -20,7 +20,8 @@
 //! afterwards. Five rules make this true:
 //!
 //! * Stop 1 scans all stacks and root ranges, so a change of them needs no barrier. The stack of a
-//!   mutator that is aside does not change, and is scanned later (`aside.rs`).
+//!   mutator that is aside does not change, and is scanned later (`aside.rs`). A suspended stack is
+//!   scanned later, too, and does not run before (`suspended.rs`).
 //! * Roots and handles are scanned beside the mutators. A thread that ends one that has not been
 //!   scanned yet logs the word that it held.
 //! * A store to an edge logs the old word (`barrier.rs`), and a load of a weak word logs the word
@@ -74,6 +75,7 @@ mod run;
 mod scan;
 mod state;
 mod stress;
+mod suspended;
 mod swap_bitmaps;
 mod tracing;
 
@@ -83,3 +85,4 @@ pub(crate) use pace::Pace;
 pub(crate) use requests::Requests;
 pub(crate) use run::spawn;
 pub(crate) use state::{OldMarks, OverFork, State};
+pub(crate) use suspended::hooks;

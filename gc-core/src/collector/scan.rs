@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use gc_preempt::StoppedMutator;
 
-use super::aside;
 use super::beside::Beside;
 use super::cycle::Cycle;
 use super::phase::Phase;
+use super::{aside, suspended};
 use crate::mark::old::Old;
 use crate::mutator::record::context_of;
 use crate::roots::{Scanner, Unscanned};
@@ -92,7 +92,7 @@ impl Cycle<'_, '_> {
         }
         let aside = stopped.aside().len();
         self.stats.aside = aside as u32;
-        beside.snapshot_aside(aside);
+        beside.snapshot_stacks(aside, stopped.stacks());
         scanner.source(Source::Tables);
         scanner.tables(&state.roots);
         beside.words += state
@@ -108,15 +108,22 @@ impl Cycle<'_, '_> {
                     handles.for_each(|word| verify.root_word(&state.space, word));
                 }
             }
+            beside.scan_suspended(state, stopped, &mut scanner);
             state
                 .roots
                 .for_each(|word| verify.root_word(&state.space, word));
         }
         self.scanned = scanner.finish();
+        self.stats.stacks_in_stops = beside.stacks[1];
         self.beside = Some(beside);
         let are_few = beside.words <= FEW_ROOTS && !self.stress.scans_late();
         if !state.concurrent || are_few {
             while self.scan_beside() {}
+        }
+        if let (Some(beside), Some(stopped)) = (&self.beside, &self.stopped)
+            && beside.has_suspended()
+        {
+            suspended::begin(stopped);
         }
         self.marking_since = Instant::now();
         self.stats.scan = self.marking_since - begun;
@@ -179,6 +186,7 @@ impl Cycle<'_, '_> {
         let stopped = self.stopped.as_ref();
         let is_left = beside.scan_piece(self.state, stopped, &mut scanner);
         self.scanned += scanner.finish();
+        [self.stats.stacks_beside, self.stats.stacks_in_stops] = beside.stacks;
         self.beside = is_left.then_some(beside);
         is_left
     }

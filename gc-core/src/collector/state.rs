@@ -89,12 +89,12 @@ unsafe impl Sync for OverFork {}
 
 impl Drop for State {
     fn drop(&mut self) {
-        end_fork_hooks(self);
+        end_hooks(self);
     }
 }
 
-/// Removes the hooks that `fork::enrol` set: the world may outlive the heap.
-fn end_fork_hooks(state: &State) {
+/// Removes the hooks of forks and of stacks: the world may outlive the heap.
+fn end_hooks(state: &State) {
     unsafe fn nothing(_: *mut ()) {}
     let hooks = ForkHooks {
         prepare: nothing,
@@ -103,7 +103,10 @@ fn end_fork_hooks(state: &State) {
         data: core::ptr::null_mut(),
     };
     // SAFETY: the hooks do nothing.
-    unsafe { state.world.on_fork(hooks) };
+    unsafe {
+        state.world.on_fork(hooks);
+        state.world.set_stack_hooks(None);
+    }
 }
 
 impl State {

@@ -84,6 +84,8 @@ impl Cycle<'_, '_> {
         self.resume();
         // ---- ... to here ------------------------------------------------------------------------
         let stats = &mut self.stats;
+        // Relaxed: a count. Every stack has been scanned.
+        stats.stacks_resumed = state.stacks_resumed.swap(0, Ordering::Relaxed);
         stats.frames_precise = self.scanned.frames.precise;
         stats.frames_conservative = self.scanned.frames.conservative;
         stats.unknown_sites = self.scanned.frames.unknown_sites;

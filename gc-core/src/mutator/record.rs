@@ -55,6 +55,8 @@ pub struct Context {
     /// The last collection that scanned the mutator while it was aside, by [`Shared::scan`]. Under
     /// the registry lock.
     pub(crate) scanned_in: AtomicU64,
+    /// Its number among all records of the process, from 1 on: a later record may get the address.
+    pub(crate) number: u64,
     /// The record's place in the heap's list of records; `usize::MAX`: none.
     pub(crate) place: Cell<usize>,
     /// Whether the thread's end has detached the mutator, though its `Mutator` still exists.
@@ -98,6 +100,7 @@ const TABLES_AHEAD: usize = 12;
 impl Context {
     /// A record for a thread that is about to attach.
     pub(crate) fn new(shared: Arc<Shared>, local: LocalAllocator, handles: Handles) -> Box<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
         let context = Box::new(Self {
             runs: local.as_mut_ptr(),
             marking: AtomicU32::new(0),
@@ -112,6 +115,8 @@ impl Context {
             assisted: Cell::new(0),
             is_busy: AtomicBool::new(false),
             scanned_in: AtomicU64::new(0),
+            // Relaxed: the numbers differ, and nothing else is asked of them.
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
             place: Cell::new(usize::MAX),
             gone: Cell::new(false),
             left: Cell::new(None),

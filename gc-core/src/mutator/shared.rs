@@ -53,6 +53,8 @@ pub(crate) struct Shared {
     pub(crate) marking: AtomicU32,
     /// The number of the last scan of the roots, from 1 on. Changes in stops.
     pub(crate) scan: AtomicU64,
+    /// Suspended stacks that their resumers have scanned since it was last taken.
+    pub(crate) stacks_resumed: AtomicU32,
     /// Set while mutators run and the collector decides by the marks which words it clears and
     /// which cells it queues: marks must not change.
     pub(crate) clearing: AtomicBool,

@@ -137,6 +137,14 @@ pub struct CollectionStats {
     /// The number of further mutators that had been in `blocking` for two collections or more:
     /// stops pass over them.
     pub aside: u32,
+    /// The number of suspended stacks that the collector scanned beside the mutators.
+    pub stacks_beside: u32,
+    /// The number of suspended stacks that were scanned in a stop: few stacks, or those of a heap
+    /// that marks in a stop or verifies.
+    pub stacks_in_stops: u32,
+    /// The number of suspended stacks that were resumed before the collector came to them, and that
+    /// their resumers scanned.
+    pub stacks_resumed: u32,
     /// The number of times that a stop found a mutator where it must not be stopped.
     pub deferrals: u32,
     /// Stops that were requested while a mutator assisted: they waited until its cells were in the

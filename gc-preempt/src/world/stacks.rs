@@ -148,6 +148,13 @@ impl World {
 }
 
 impl Stopped<'_> {
+    /// The number of registered stacks of the world, suspended or not.
+    pub fn stacks(&self) -> usize {
+        // SAFETY: this value holds the registry lock, and nothing changes the list while `self` is
+        // borrowed.
+        unsafe { (*self.world.inner.members.get()).stacks.len() }
+    }
+
     /// All suspended stacks of the world.
     pub fn suspended(&self) -> impl Iterator<Item = SuspendedStack<'_>> {
         // SAFETY: this value holds the registry lock, and nothing changes the list while `self` is
