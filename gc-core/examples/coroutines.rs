@@ -176,6 +176,7 @@ unsafe fn merge(mutator: &Mutator, from: &[Generator]) -> Result<(u64, u64), Sta
     }
 }
 
+/// Merges the keys of eight trees, each read by a generator, with collections in between.
 pub fn main() -> Result<(), Box<dyn Error>> {
     const KEYS: u64 = 1500;
     let heap = Heap::builder().build()?;

@@ -110,6 +110,7 @@
 //! | registers, vectors, the innermost frame of each thread | word by word |
 //! | frames of registered code at a call | by its stack map, exactly |
 //! | frames of native code (Rust, C) | word by word |
+//! | suspended stacks of [`coroutine`]s | as a thread's at a call |
 //! | handles of open scopes, [`Root`], [`RawRoot`] | exactly |
 //! | a declared [`RootRange`]: an interpreter's own stack | exactly, up to its limit |
 //! | a [`RootCallback`] | as it reports |
@@ -144,8 +145,9 @@
 //! * [`Mutator::no_preempt`] keeps the thread from being stopped. A stop of the whole world waits
 //!   for it, so it must be short, must not call malloc, and must not take a lock that another
 //!   thread holds outside of such a section.
-//! * A mutator runs on its thread's own stack. While the thread is on another stack (a coroutine's,
-//!   a signal handler's alternate stack), a stop waits until it is back, and `blocking` panics.
+//! * A mutator runs on its thread's own stack, or on a stack of the heap's ([`coroutine`]). While
+//!   the thread is on any other stack (an unregistered coroutine's, a signal handler's alternate
+//!   stack), a stop waits until it is back, and `blocking` panics.
 //! * The collector has a thread of its own. A thread may attach to several heaps. The child of a
 //!   fork has the forking thread's heaps.
 //!
@@ -215,7 +217,7 @@
 //! # Further reading
 //!
 //! `gc-core/examples/` has a small interpreter, a JIT's code, a host with a signal handler of its
-//! own, a worker pool, and a foreign call. [`raw`] is for virtual machines with cells of their own,
+//! own, a worker pool, generators, and a foreign call. [`raw`] is for virtual machines with cells of their own,
 //! and [`jit`] for compilers. In the source, `heap/` holds memory and finds the cell that an
 //! address names, `alloc/` has what each mutator allocates from, and `collector/` is the collector.
 //! In the repository, `docs/architecture.md` explains how they work together, and

@@ -322,7 +322,7 @@ const GC_CORE: Floors = &[
     &["mutator/", "barrier.rs", "satb_log.rs", "dying.rs"],
     &["collector/"],
     &["api/"],
-    &["raw.rs", "jit.rs"],
+    &["raw.rs", "jit.rs", "coroutine.rs"],
 ];
 
 const GC_PREEMPT: Floors = &[

@@ -48,8 +48,8 @@ impl std::error::Error for AttachError {
 
 impl Heap {
     /// Attaches the running thread to the heap until the result is dropped. The thread must run on
-    /// its own stack: a stop waits until a thread that is on another stack (a coroutine's) is back.
-    /// A thread may attach to several heaps.
+    /// its own stack. On a [stack](crate::coroutine) of a heap's this is an error. A thread may
+    /// attach to several heaps.
     ///
     /// # Errors
     /// [`AttachError`]: the thread is attached to this heap already, or the system refused a

@@ -53,8 +53,8 @@ impl Mutator {
     /// longer, or in a [`Root`](crate::Root).
     ///
     /// A scope's handles last until its end, so a loop that allocates opens a scope in its body.
-    /// Use scopes on the thread's own stack: a stop waits until a thread that is on another stack
-    /// (a coroutine's) is back.
+    /// Scopes of several [coroutines](crate::coroutine) of a mutator may be open at once, and end in
+    /// any order.
     ///
     /// ```
     /// # use gc_core::{Field, Heap, Trace};

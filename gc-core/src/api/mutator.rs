@@ -239,7 +239,8 @@ impl Mutator {
     /// ```
     ///
     /// # Panics
-    /// Inside `no_preempt`, and on a stack that is not the thread's own.
+    /// Inside `no_preempt`, and on a stack that is neither the thread's own nor
+    /// [registered](crate::coroutine).
     #[track_caller]
     pub fn blocking<R>(&self, f: impl FnOnce() -> R) -> R {
         self.review_runs();

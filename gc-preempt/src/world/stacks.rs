@@ -100,15 +100,17 @@ impl World {
     }
 
     /// Sets the hook that reports a suspended stack before it is resumed, see
-    /// [`Stopped::begin_stack_epoch`]. On a thread that holds a stop this does nothing.
+    /// [`Stopped::begin_stack_epoch`].
     ///
     /// # Safety
     /// The hook may be called with its data, on any mutator of this world, until another is set or
     /// the world ends. No other part of the program calls this.
     pub unsafe fn set_stack_hooks(&self, hooks: Option<StackHooks>) {
-        if let Ok(mut lock) = lock() {
-            self.inner.members(&mut lock).stack_hooks = hooks;
-        }
+        let lock = lock();
+        // SAFETY: the registry lock is held, by `lock` or by the stop of this thread, which does
+        // not look at hooks.
+        unsafe { (*self.inner.members.get()).stack_hooks = hooks };
+        drop(lock);
     }
 
     /// Calls `f` with each stack that was suspended when the stack epoch began, and that no walk
