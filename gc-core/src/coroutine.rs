@@ -54,5 +54,4 @@
 //! * A thread must not end on such a stack, and must not drop its `Mutator` there.
 
 pub use crate::api::stack::{Stack, StackError};
-pub use gc_preempt::{Resumed, StackMemory, StackPool, StackState};
-pub use gc_preempt::{arrive, suspend, suspend_with};
+pub use gc_preempt::{Resumed, StackMemory, StackPool, StackState, suspend, suspend_with};

@@ -408,8 +408,8 @@ thread_local! {
 /// Calls `f` with the mutator of the running thread.
 #[inline(never)]
 fn with_mutator<R>(_: &Heap, f: impl FnOnce(&Mutator) -> R) -> R {
-    // SAFETY: each thread of the test sets its own, which lives while the thread resumes stacks. `f`
-    // does not suspend itself.
+    // SAFETY: each thread of the test sets its own, which lives while the thread resumes stacks.
+    // `f` does not suspend itself.
     f(unsafe { HERE.get().as_ref() }.unwrap())
 }
 
@@ -464,6 +464,48 @@ fn ten_thousand_stacks_take_little_memory_and_keep_what_they_hold() {
         m.collect();
         assert_eq!(heap.stats().last.stacks_beside, 0);
     });
+}
+
+/// What the heap's slow paths and a nested resume need of a stack: see `coroutine.rs`.
+#[test]
+fn the_heap_needs_few_kibibytes_of_a_stack() {
+    const WORDS: usize = (256 << 10) / size_of::<usize>();
+    let (heap, k) = heap_with(|builder| builder.stress(Stress::CONTINUOUS).gc_percent(20));
+    let m = heap.attach().unwrap();
+    let inner = stacks(&heap, 1).remove(0);
+    m.start(&inner, |_| while suspend() == Ok(()) {}).unwrap();
+    let mut memory = vec![0u128; WORDS / 2];
+    let start = memory.as_mut_ptr() as usize;
+    // SAFETY: the vector outlives the registration.
+    let stack = unsafe { heap.register_stack(start..start + WORDS * size_of::<usize>(), ()) };
+    let stack = stack.unwrap();
+    let inner = Rc::new(inner);
+    let again = inner.clone();
+    m.start(&stack, move |m| {
+        for round in 0..200 {
+            garbage(m, k, 100);
+            m.with_scope(|s| {
+                for _ in 0..100 {
+                    s.alloc(node(7)).unwrap();
+                }
+                _ = s.alloc_array::<Node>(5000).unwrap();
+            });
+            m.resume(&again).unwrap();
+            if round % 50 == 0 {
+                m.collect();
+            }
+            m.drop_dead_values();
+        }
+    })
+    .unwrap();
+    assert_eq!(m.resume(&stack), Ok(Resumed::Finished));
+    stack.release().unwrap();
+    // SAFETY: nothing refers to its frames.
+    unsafe { Rc::into_inner(inner).unwrap().abandon() }.unwrap();
+    let unused = memory.iter().take_while(|words| **words == 0).count() * 16;
+    let used = WORDS * size_of::<usize>() - unused;
+    eprintln!("{used} bytes");
+    assert!(used < 24 << 10, "{used} bytes");
 }
 
 /// A stack is used by the mutator that has started its function, in the stack's heap, outside of

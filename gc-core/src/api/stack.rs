@@ -143,7 +143,8 @@ impl Stack {
     }
 
     /// Starts a function on this stack that any mutator of the heap may resume, each time another.
-    /// A stack for such functions takes no others. The function is moved onto the stack, where the collector finds what it has captured.
+    /// A stack for such functions takes no others. The function is moved onto the stack, where the
+    /// collector finds what it has captured.
     ///
     /// ```
     /// # use gc_core::Heap;
@@ -230,8 +231,8 @@ impl fmt::Debug for Stack {
 
 impl Mutator {
     /// Starts a function on a stack that has none, for this mutator to [`resume`](Self::resume).
-    /// The stack belongs to this mutator from then on. The function is moved onto the stack, where the collector finds what it has captured. It
-    /// gets this mutator.
+    /// The stack belongs to this mutator from then on. The function is moved onto the stack, where
+    /// the collector finds what it has captured. It gets this mutator.
     ///
     /// # Errors
     /// [`StackError`]: the stack belongs to another heap or mutator, is suspended, runs, or is
@@ -271,10 +272,9 @@ impl Mutator {
     }
 
     /// Runs `switch`, which switches to `stack` by means of the host's (another library's switch,
-    /// assembly) and returns when the code there has switched back. The code on the stack calls
-    /// [`arrive`](crate::coroutine::arrive) first, and switches back inside
-    /// [`suspend_with`](crate::coroutine::suspend_with). [`gc_preempt::Stack::resume_with`] says
-    /// more.
+    /// assembly) and returns when the code there has switched back. The code on the stack switches
+    /// back inside [`suspend_with`](crate::coroutine::suspend_with), or ends.
+    /// [`gc_preempt::Stack::resume_with`] says more.
     ///
     /// # Errors
     /// [`StackError`]: `switch` has not run.

@@ -23,8 +23,8 @@
 //! a suspended stack. `Heap::register_stack` forbids it, or asks for the barrier there.
 //!
 //! A heap that marks in a stop, and a heap with a verifier, scan all suspended stacks in stop 1.
-//! Few stacks are scanned in the stop, too (`beside.rs`). Such a stop keeps the epoch. A young collection scans all of them, as
-//! a full one does.
+//! Few stacks are scanned in the stop, too (`beside.rs`). Such a stop keeps the epoch. A young
+//! collection scans all of them, as a full one does.
 //!
 //! # Exact heaps
 //! In a heap whose stacks are not roots a suspended stack holds no bare cell: no function of the
