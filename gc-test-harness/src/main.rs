@@ -1,14 +1,16 @@
 //! `gclab`: the command line of the laboratory. Without a command it runs the demo.
 
 use std::fmt::Display;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use gc_test_harness::kernels::talk::{Kernel, Strategy};
 use gc_test_harness::lab::explain::ExplainArgs;
 use gc_test_harness::lab::{
-    churn, concurrent, demo, explain, fragment, fuzz, mark, pause, soak, trees, warm,
+    churn, concurrent, demo, explain, fragment, fuzz, mark, pause, soak, talk, trees, warm,
 };
 use gc_test_harness::lox::{self, run::RunArgs};
 use gc_test_harness::search::{Count, Options};
@@ -62,9 +64,27 @@ enum Command {
     Soak(Soak),
     /// List a function's machine code, and say for each instruction what a stop there does and scans
     Explain(ExplainArgs),
+    /// Measure the ways to interrupt a loop that "Pardon the Interruption" names, on the same kernels
+    Talk(Talk),
     /// Touch memory and free it, so that the next program does not wait for memory of the virtual
     /// machine's host
     Warm(Warm),
+}
+
+#[derive(Args, Debug)]
+struct Talk {
+    /// Measure little: some seconds instead of some minutes, for a look and not for figures
+    #[arg(long)]
+    quick: bool,
+    /// Only this strategy; repeat for more [default: all]
+    #[arg(long, value_enum)]
+    strategy: Vec<Strategy>,
+    /// Only this kernel; repeat for more [default: all]
+    #[arg(long, value_enum)]
+    kernel: Vec<Kernel>,
+    /// Run each kernel under so many stops and collections instead, and check its answers
+    #[arg(long, value_name = "STOPS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    storm: Option<u32>,
 }
 
 #[derive(Args, Debug)]
@@ -200,6 +220,7 @@ fn main() -> ExitCode {
         Some(Command::Fuzz(options)) => run_fuzz(&options, cli.json),
         Some(Command::Soak(options)) => run_soak(&options, cli.json),
         Some(Command::Explain(options)) => run_explain(&options, cli.json),
+        Some(Command::Talk(options)) => run_talk(&options, cli.json),
         Some(Command::Warm(options)) => run_warm(&options, cli.json),
     }
 }
@@ -309,6 +330,51 @@ fn run_explain(options: &ExplainArgs, json: bool) -> ExitCode {
             ExitCode::from(error.code)
         }
         outcome => show(json, outcome, explain::Outcome::json),
+    }
+}
+
+fn run_talk(options: &Talk, json: bool) -> ExitCode {
+    let or_all = |some: &[Strategy]| match some {
+        [] => Strategy::ALL.to_vec(),
+        some => some.to_vec(),
+    };
+    let chosen = talk::Options {
+        strategies: or_all(&options.strategy),
+        kernels: match &options.kernel[..] {
+            [] => Kernel::ALL.to_vec(),
+            some => some.to_vec(),
+        },
+        quick: options.quick,
+    };
+    if let Some(stops) = options.storm {
+        return show(json, talk::storms(&chosen, stops), talk::Storms::json);
+    }
+    let mut line = Line::new();
+    let outcome = talk::measure(&chosen, |part| line.show(part));
+    drop(line);
+    show(json, outcome, talk::Talk::json)
+}
+
+/// A line on standard error that says which part of a measurement is under way, if that is a
+/// terminal. Its drop clears it.
+struct Line(bool);
+
+impl Line {
+    fn new() -> Line {
+        Line(std::io::stderr().is_terminal())
+    }
+
+    fn show(&mut self, part: &str) {
+        if self.0 {
+            // A closed standard error does not end the measurement.
+            let _ = write!(std::io::stderr(), "\r{part}\x1b[K");
+        }
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.show("");
     }
 }
 

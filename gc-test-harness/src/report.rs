@@ -87,13 +87,15 @@ impl fmt::Display for Samples {
     }
 }
 
-fn histogram() -> Histogram<u64> {
+/// An empty histogram of nanoseconds, with three digits.
+pub fn histogram() -> Histogram<u64> {
     // The bounds are constants that satisfy the constructor's three conditions, so it cannot fail.
     Histogram::new_with_bounds(1, LONGEST.as_nanos() as u64, 3)
         .unwrap_or_else(|_| unreachable!("1 ns to 100 s with three digits are valid bounds"))
 }
 
-fn add(histogram: &mut Histogram<u64>, time: Duration) {
+/// Adds a time to a histogram of nanoseconds.
+pub fn add(histogram: &mut Histogram<u64>, time: Duration) {
     histogram.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use gc_test_harness::kernels::talk::{Kernel, Strategy};
 use gc_test_harness::lab::talk::stage::Stage;
+use gc_test_harness::lab::talk::{Spinlock, precision, spinlock, storm};
 
 /// The strategies that this file tests.
 const STRATEGIES: [Strategy; 6] = [
@@ -58,34 +59,42 @@ impl<F: Fn()> Drop for Finally<F> {
 
 #[test]
 fn answers_are_right_under_storms() {
-    for stage in all() {
-        let done = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let player = scope.spawn(|| {
-                stage.on_this_thread(PART, |player| {
-                    while !done.load(SeqCst) {
-                        player.run(2)?;
-                        player.mutator.thread().poll();
-                    }
-                    player.run(1)
-                })
-            });
-            let _end = Finally(|| done.store(true, SeqCst));
-            while !stage.plays() && !player.is_finished() {
-                std::thread::yield_now();
-            }
-            for round in 0..STOPS {
-                if round % 4 == 3 {
-                    stage.collect().expect("collects");
-                } else {
-                    stage.stop(|_| ()).expect("stops");
-                }
-                std::thread::sleep(Duration::from_micros(u64::from(round * 37 % 100)));
-            }
-            done.store(true, SeqCst);
-            let played = player.join().expect("no panic");
-            played.unwrap_or_else(|why| panic!("{stage:?}: {why}"));
-        });
+    for strategy in STRATEGIES {
+        for kernel in Kernel::ALL {
+            let answers = storm(kernel, strategy, STOPS, PART);
+            let answers = answers.unwrap_or_else(|why| panic!("{strategy} {kernel}: {why}"));
+            assert!(answers > 0);
+        }
+    }
+}
+
+#[test]
+fn a_spinlock_deadlocks_without_a_poll_in_its_loop() {
+    for strategy in STRATEGIES {
+        let wanted = match strategy {
+            Strategy::Unstopped | Strategy::Cooperative | Strategy::Prologue => Spinlock::Deadlocks,
+            _ => Spinlock::Ends,
+        };
+        // Where a stop ends, only a failure waits for so long.
+        let longest = match wanted {
+            Spinlock::Ends => PATIENCE,
+            Spinlock::Deadlocks => Duration::from_millis(20),
+        };
+        let end = spinlock::play(strategy, longest).expect("plays");
+        assert_eq!(end, wanted, "{strategy}");
+    }
+}
+
+#[test]
+fn no_scan_of_a_kernel_misses_a_root() {
+    for kernel in [Kernel::List, Kernel::Stores] {
+        for strategy in [Strategy::BackEdge, Strategy::BackEdgeFault, Strategy::Async] {
+            let stage = Stage::new(kernel, strategy).expect("a stage");
+            let found = precision::judge(&stage, 20).expect("judges");
+            let found = found.expect("the kernel holds references");
+            assert_eq!(found.roots_missed, 0, "{strategy} {kernel}: {found:?}");
+            assert!(found.stops > 0, "{strategy} {kernel}");
+        }
     }
 }
 

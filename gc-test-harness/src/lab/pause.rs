@@ -428,7 +428,7 @@ fn progress(done: usize, blocks: usize) {
 /// Asks for short time slices, so that this thread runs soon after a sleep although the loops use
 /// up their slices (Linux 6.12 and later; elsewhere the rounds only take longer). The measurements
 /// begin when this thread is awake.
-pub(super) fn ask_for_short_slices() {
+pub(crate) fn ask_for_short_slices() {
     const SLICE_NANOS: u64 = 100_000;
     // SAFETY: zero is a valid sched_attr, and the call reads as many bytes as its size says. A
     // failure does not matter.

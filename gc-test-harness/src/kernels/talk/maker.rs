@@ -38,11 +38,36 @@ pub struct Made {
     pub poll_loads: Vec<usize>,
 }
 
-/// The runtime's side of a poll. Stops the thread if a stop asks for it.
-unsafe extern "C" fn poll(control: *const Control) {
-    // SAFETY: compiled code passes its own argument on, and the control and its mutator outlive the
-    // call of the kernel.
-    unsafe { (*control).mutator().thread().poll() }
+/// Bytes of a table's head for a function: its address and size, and its frame's three numbers.
+const FUNCTION_BYTES: u64 = 24;
+/// Bytes of a table's entry for a call: its return offset, and the number of its slots.
+const SITE_BYTES: u64 = 6;
+/// Bytes of a slot in a table.
+const SLOT_BYTES: u64 = 2;
+
+impl Made {
+    /// Bytes of machine code, constants included.
+    pub fn code_bytes(&self) -> u64 {
+        let sizes = self.code.iter().map(|code| u64::from(code.facts.size));
+        sizes.sum()
+    }
+
+    /// Bytes of the tables that a stop reads: of the stack maps of the calls, packed as a compiler
+    /// would write them to a file, and of the addresses of poll loads.
+    pub fn metadata_bytes(&self) -> u64 {
+        let functions = self.code.iter().map(|code| {
+            let sites = code.facts.sites.iter();
+            let sites = sites.map(|site| SITE_BYTES + SLOT_BYTES * site.slots.len() as u64);
+            FUNCTION_BYTES + sites.sum::<u64>()
+        });
+        functions.sum::<u64>() + 4 * self.poll_loads.len() as u64
+    }
+}
+
+/// The runtime's side of a poll: the end of a section without stops is one. Stops the thread if a
+/// stop asks for it.
+unsafe extern "C" fn poll(_: *const Control) {
+    gc_preempt::no_preempt_here(|| ());
 }
 
 impl Maker {
@@ -308,6 +333,6 @@ impl Polled<'_, '_, '_> {
 
     /// Declares a value as a reference to a heap cell.
     pub fn reference(&mut self, value: Value) {
-        self.body.builder.declare_value_needs_stack_map(value);
+        self.body.reference(value);
     }
 }

@@ -7,6 +7,7 @@ pub mod maker;
 pub mod numbers;
 pub mod poll_page;
 pub mod references;
+pub mod spinlock;
 pub mod strategy;
 pub mod table;
 pub mod work;

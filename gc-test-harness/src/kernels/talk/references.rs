@@ -30,7 +30,7 @@ pub fn list(maker: &mut Maker) -> Result<(), CodegenError> {
             let next = b.ins().load(types::I64, flags, node, NODE_NEXT);
             let sum = b.ins().iadd(sum, value);
             for reference in [first, node, next] {
-                b.declare_value_needs_stack_map(reference);
+                f.reference(reference);
             }
             f.back_edge(next, turn, &[next, sum], done);
             f.body.builder.switch_to_block(done);
@@ -60,11 +60,10 @@ pub fn stores(maker: &mut Maker) -> Result<(), CodegenError> {
             .ins()
             .load(types::I64, flags, control, offset);
         let barrier = f.body.callee(barrier);
+        let table = f.body.builder.ins().load(types::I64, flags, slot, 0);
+        f.reference(table);
         f.passes(input, |f| {
-            let b = &mut f.body.builder;
-            let table = b.ins().load(types::I64, flags, slot, 0);
-            b.declare_value_needs_stack_map(table);
-            let zero = b.ins().iconst(types::I64, 0);
+            let zero = f.body.builder.ins().iconst(types::I64, 0);
             let sums = f.each(rounds, &[zero], |f, round, sum| {
                 let node = f.call(make, &[]);
                 f.reference(node);
@@ -82,7 +81,8 @@ pub fn stores(maker: &mut Maker) -> Result<(), CodegenError> {
                     let offset = b.ins().ishl_imm_u(number, 3);
                     let word = b.ins().iadd(table, offset);
                     let old = b.ins().load(types::I64, flags, word, 0);
-                    b.declare_value_needs_stack_map(old);
+                    f.reference(old);
+                    let b = &mut f.body.builder;
                     let value = b.ins().load(types::I64, flags, old, NODE_VALUE);
                     let sum = b.ins().iadd(sum[0], value);
                     b.ins().call(barrier, &[context, word, node]);

@@ -6,7 +6,7 @@ use clap::ValueEnum;
 
 use super::maker::{Made, Maker};
 use super::strategy::Strategy;
-use super::{bytes, numbers, references};
+use super::{bytes, numbers, references, spinlock};
 use crate::kernels::codegen::CodegenError;
 
 /// A kernel.
@@ -32,10 +32,13 @@ pub enum Kernel {
     Mandelbrot,
     /// A loop that allocates, and stores references with the write barrier.
     Stores,
+    /// Takes a spinlock, for the scene of two threads. No part of the table.
+    #[value(skip)]
+    Spinlock,
 }
 
 impl Kernel {
-    /// All kernels.
+    /// All kernels of the table.
     pub const ALL: [Kernel; 10] = [
         Kernel::Sum,
         Kernel::Array,
@@ -62,6 +65,7 @@ impl Kernel {
             Kernel::List => "list",
             Kernel::Mandelbrot => "mandelbrot",
             Kernel::Stores => "stores",
+            Kernel::Spinlock => "spinlock",
         }
     }
 
@@ -96,6 +100,7 @@ impl Kernel {
             Kernel::List => references::list(maker),
             Kernel::Mandelbrot => numbers::mandelbrot(maker),
             Kernel::Stores => references::stores(maker),
+            Kernel::Spinlock => spinlock::spinlock(maker),
         }
     }
 }

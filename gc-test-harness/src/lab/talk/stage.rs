@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use gc_core::jit::CodeGuard;
@@ -12,6 +12,7 @@ use gc_preempt::{StopError, StopReport, Stopped};
 
 use crate::kernels::codegen::CodegenError;
 use crate::kernels::talk::control::{NO_LIMIT, POISON};
+use crate::kernels::talk::maker::Run;
 use crate::kernels::talk::{Cells, Control, Kernel, Made, PollPage, Strategy, Work, WorkError};
 
 /// The reason why a kernel could not be measured.
@@ -90,6 +91,8 @@ pub struct Stage {
     pub heap: Heap,
     cells: Cells,
     page: PollPage,
+    /// The kernel's thread has ended, perhaps by an error.
+    left: AtomicBool,
     _guards: Vec<CodeGuard>,
 }
 
@@ -124,6 +127,7 @@ impl Stage {
             heap,
             cells,
             page,
+            left: AtomicBool::new(false),
             _guards: guards,
         })
     }
@@ -157,6 +161,31 @@ impl Stage {
     pub fn plays(&self) -> bool {
         // Acquire: pairs with the Releases in `Player::answer`.
         self.control.caller.load(Ordering::Acquire) != 0
+    }
+
+    /// Waits until the kernel runs, or until its thread has left the stage.
+    pub fn wait_until_it_plays(&self) {
+        // Acquire: pairs with the Release in `leave`.
+        while !self.plays() && !self.left.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+    }
+
+    /// Says that a thread for the kernel is about to start.
+    pub fn enter(&self) {
+        // Relaxed: before the thread exists.
+        self.left.store(false, Ordering::Relaxed);
+    }
+
+    /// Says that the kernel's thread has ended, so that nobody waits for it.
+    pub fn leave(&self) {
+        self.left.store(true, Ordering::Release);
+    }
+
+    /// Ends the kernel after the pass that it is in.
+    pub fn end_pass(&self) {
+        // Relaxed: the kernel needs to see it at some time only.
+        self.control.over.store(1, Ordering::Relaxed);
     }
 
     /// Tells the polls to call the runtime.
@@ -252,6 +281,11 @@ impl Player<'_> {
     /// Runs the kernel `passes` times, or until the pass in which the control's `over` is set. Gives
     /// the last pass's answer, which is not checked.
     pub fn answer(&mut self, passes: u64) -> u64 {
+        self.answer_of(self.stage.made.run, passes)
+    }
+
+    /// Runs other code for the same kernel as [`answer`](Player::answer) does.
+    pub fn answer_of(&mut self, run: Run, passes: u64) -> u64 {
         let control = &self.stage.control;
         let here = 0usize;
         let caller = std::hint::black_box(&raw const here) as usize;
@@ -260,17 +294,16 @@ impl Player<'_> {
         // Release, here and below: pairs with the Acquire in `Stage::plays`.
         control.caller.store(caller, Ordering::Release);
         // SAFETY: the control belongs to this thread, and the input is the kernel's.
-        let answer = unsafe { (self.stage.made.run)(control, &raw const *self.work.input) };
+        let answer = unsafe { run(control, &raw const *self.work.input) };
         control.caller.store(0, Ordering::Release);
         answer
     }
 
-    /// Runs the kernel as [`answer`](Player::answer) does, and checks the answer.
+    /// Compares an answer with the right one.
     ///
     /// # Errors
     /// [`TalkError::WrongAnswer`].
-    pub fn run(&mut self, passes: u64) -> Result<(), TalkError> {
-        let answer = self.answer(passes);
+    pub fn check(&mut self, answer: u64) -> Result<(), TalkError> {
         if self.work.is_right(self.stage.kernel, answer) {
             return Ok(());
         }
@@ -278,5 +311,21 @@ impl Player<'_> {
             kernel: self.stage.kernel,
             strategy: self.stage.strategy,
         })
+    }
+
+    /// Runs the kernel `passes` times, and checks the answer.
+    ///
+    /// # Errors
+    /// [`TalkError::WrongAnswer`].
+    pub fn run(&mut self, passes: u64) -> Result<(), TalkError> {
+        let answer = self.answer(passes);
+        self.check(answer)
+    }
+
+    /// Runs the kernel until [`Stage::end_pass`], and gives the answer.
+    pub fn until_ended(&mut self) -> u64 {
+        // Relaxed: whoever ends the pass does so again until this thread has noticed.
+        self.stage.control.over.store(0, Ordering::Relaxed);
+        self.answer(u64::MAX)
     }
 }
