@@ -44,6 +44,13 @@
 //! stack that is resumed before the collector has come to it is scanned by the thread that resumes
 //! it, once a collection. [`CollectionStats`](crate::CollectionStats) counts both.
 //!
+//! # How large
+//! The heap's slow paths (a refill, an assist, the scan before a resume) take up to 8 KiB of the
+//! stack that they are called on. Native code takes what it takes: Rust's printing and panicking
+//! some KiB, C's `printf` more. A function that allocates should have 16 KiB, and one that may
+//! panic 64 KiB. Pages that are never touched take no memory. Below each stack of a [`StackPool`]
+//! lies a guard page.
+//!
 //! # Rules
 //! * The references on a stack are those of its heap. A `Gc` of another heap dangles there.
 //! * While a stack is suspended, no thread may overwrite a reference in its memory, except by

@@ -2,12 +2,16 @@
 
 mod common;
 
-use common::nodes::{Node, node};
+use common::nodes::{Node, apart, node};
 use common::{
     Kinds, check_list, garbage, hazard, hazard_given, heap_with, in_a_child, in_child, is_child,
-    list, resident, run_child, until, wipe_stack,
+    list, resident, run_child, until,
 };
-use gc_core::coroutine::{Resumed, Stack, StackError, StackPool, StackState, suspend};
+use corosensei::Coroutine;
+use corosensei::stack::{DefaultStack, Stack as _};
+use gc_core::coroutine::{
+    Resumed, Stack, StackError, StackPool, StackState, suspend, suspend_with,
+};
 use gc_core::{Heap, HeapBuilder, Leaf, Mutator, Stress, Young};
 use gc_preempt::faults::while_held;
 use std::cell::Cell;
@@ -220,7 +224,8 @@ fn what_a_coroutine_held_dies_when_its_function_has_ended() {
         let heap = common::nodes::heap();
         let m = heap.attach().unwrap();
         let weak = m.with_scope(|s| heap.root(&s.alloc_weak_array::<Node>(1).unwrap()));
-        let is_alive = || m.with_scope(|s| weak.upgrade(0, s).is_some());
+        // On another stack, so that no stale word of this one keeps the cell.
+        let is_alive = || m.blocking(|| apart(&heap, |s| Ok(weak.upgrade(0, s).is_some())));
         let stack = stacks(&heap, 1).remove(0);
         let to = weak.clone();
         m.start(&stack, move |m| match bare {
@@ -244,9 +249,7 @@ fn what_a_coroutine_held_dies_when_its_function_has_ended() {
         m.collect();
         m.collect();
         assert!(is_alive(), "bare: {bare}");
-        wipe_stack();
         assert_eq!(m.resume(&stack), Ok(Resumed::Finished));
-        wipe_stack();
         m.collect();
         assert!(!is_alive(), "bare: {bare}");
     }
@@ -321,7 +324,7 @@ fn h120_a_value_whose_drop_is_suspended_lives() {
                 let stacks = stacks(&heap, count);
                 // On another stack, so that no stale word of this one keeps them.
                 m.blocking(|| {
-                    common::nodes::apart(&heap, |s| {
+                    apart(&heap, |s| {
                         (0..count).try_for_each(|_| s.alloc(Slow([7, 8])).map(drop))
                     });
                 });
@@ -352,15 +355,14 @@ fn stacks_that_go_from_thread_to_thread_keep_what_they_hold() {
         let stacks = stacks(&heap, 60);
         let (ready, ended) = (Mutex::new(Vec::new()), AtomicUsize::new(0));
         for stack in &stacks {
-            let (home, steps) = (heap.clone(), STEPS);
             // SAFETY: each step uses the mutator of its thread only, and a list is no thread's.
             unsafe {
                 stack.start_anywhere(move || {
-                    let mut head = with_mutator(&home, |m| list(m, k, LENGTH));
-                    for _ in 0..steps {
+                    let mut head = with_mutator(|m| list(m, k, LENGTH));
+                    for _ in 0..STEPS {
                         suspend().unwrap();
                         check_list(head, LENGTH);
-                        head = with_mutator(&home, |m| list(m, k, LENGTH));
+                        head = with_mutator(|m| list(m, k, LENGTH));
                     }
                     suspend().unwrap();
                     check_list(head, LENGTH);
@@ -407,10 +409,54 @@ thread_local! {
 
 /// Calls `f` with the mutator of the running thread.
 #[inline(never)]
-fn with_mutator<R>(_: &Heap, f: impl FnOnce(&Mutator) -> R) -> R {
+fn with_mutator<R>(f: impl FnOnce(&Mutator) -> R) -> R {
     // SAFETY: each thread of the test sets its own, which lives while the thread resumes stacks.
     // `f` does not suspend itself.
     f(unsafe { HERE.get().as_ref() }.unwrap())
+}
+
+/// Coroutines of another library, whose stacks are registered and whose switches are wrapped, keep
+/// what they hold, whoever scans it.
+#[test]
+fn coroutines_of_another_library_keep_what_they_hold() {
+    let (heap, k) = poisoned(|builder| builder.stress(Stress::PHASES));
+    let m = heap.attach().unwrap();
+    HERE.set(&raw const m);
+    let mut all: Vec<_> = (0..MANY)
+        .map(|_| {
+            let memory = DefaultStack::new(BYTES).unwrap();
+            // The limit is that of the guard page.
+            let range = memory.limit().get() + 4096..memory.base().get();
+            // SAFETY: the coroutine, which owns the memory, is dropped after the registration.
+            let stack = unsafe { heap.register_stack(range, ()) }.unwrap();
+            let coroutine = Coroutine::with_stack(memory, move |yielder, ()| {
+                for _ in 0..6 {
+                    let head = with_mutator(|m| list(m, k, LENGTH));
+                    // SAFETY: switches to the resumer.
+                    unsafe { suspend_with(|| yielder.suspend(())) }.unwrap();
+                    check_list(head, LENGTH);
+                }
+            });
+            (stack, coroutine)
+        })
+        .collect();
+    for turn in 0..7 {
+        for (stack, coroutine) in &mut all {
+            // SAFETY: the coroutine leaves by `suspend_with`, or ends.
+            let result = unsafe { m.resume_with(stack, || coroutine.resume(())) }.unwrap();
+            assert_eq!(result.as_yield().is_none(), turn == 6);
+        }
+        heap.request_collection();
+        garbage(&m, k, 300);
+        if turn % 2 == 0 {
+            m.collect();
+        }
+    }
+    for (stack, _coroutine) in all {
+        assert_eq!(stack.state(), StackState::Finished);
+        stack.release().unwrap();
+    }
+    HERE.set(std::ptr::null());
 }
 
 /// Ten thousand suspended stacks are scanned beside the program, take few pages each, and keep what
@@ -504,7 +550,6 @@ fn the_heap_needs_few_kibibytes_of_a_stack() {
     unsafe { Rc::into_inner(inner).unwrap().abandon() }.unwrap();
     let unused = memory.iter().take_while(|words| **words == 0).count() * 16;
     let used = WORDS * size_of::<usize>() - unused;
-    eprintln!("{used} bytes");
     assert!(used < 24 << 10, "{used} bytes");
 }
 
