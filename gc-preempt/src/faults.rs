@@ -67,6 +67,18 @@ crate::faults! {
         NoExitDetach = "no-exit-detach",
         ForkHandlersLate = "fork-handlers-late",
         NoForkHandler = "no-fork-handler",
+        // Stacks that are not a thread's own.
+        HalfSwitched = "half-switched",
+        ResumesUnreported = "resumes-unreported",
+        ReportedEarly = "reported-early",
+        InnermostStackOnly = "innermost-stack-only",
+        LeftAboveSaves = "left-above-saves",
+        KeepsRecord = "keeps-record",
+        NothingLost = "nothing-lost",
+        ReapsBehindSuspended = "reaps-behind-suspended",
+        DropsSuspended = "drops-suspended",
+        NoGuardPage = "no-guard-page",
+        GuardByMapping = "guard-by-mapping",
         // The stopper's side.
         NoGate = "no-gate",
         GateLocked = "gate-locked",
@@ -91,6 +103,8 @@ crate::faults! {
         SlowFrames = "slow-frames",
         /// A thread takes long to enter `blocking`.
         SlowBlocking = "slow-blocking",
+        /// A thread that has claimed a stack waits for [`while_held`] before it switches.
+        HeldClaim = "held-claim",
     }
 }
 

@@ -165,7 +165,7 @@ impl Stack {
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        if let Err(error) = end(self.record, &self.world.inner, false)
+        if let Err(error) = end(self.record, &self.world.inner, seam::drops_suspended())
             && error != StackError::HoldsAStop
             && !std::thread::panicking()
         {
@@ -213,5 +213,14 @@ pub(crate) fn end_all(inner: &mut Inner) {
             // SAFETY: the world is gone, and with it every handle.
             unsafe { free(record) };
         }
+    }
+}
+
+/// What tests may break here.
+mod seam {
+    use crate::faults::Fault;
+
+    pub(super) fn drops_suspended() -> bool {
+        Fault::DropsSuspended.planted()
     }
 }

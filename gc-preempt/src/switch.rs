@@ -124,7 +124,7 @@ fn claim(
             stack.started.store(false, Ordering::Relaxed);
             stack.leaves.store(false, Ordering::Relaxed);
         // Acquire pairs with the Release of the walk that has reported the stack.
-        } else if stack.scanned.load(Ordering::Acquire) != epoch {
+        } else if stack.scanned.load(Ordering::Acquire) != epoch && seam::reports_first() {
             stack.give_back(StackState::Suspended);
             drop(section);
             inner.report_before_resume(&mut lock()?, stack);
@@ -167,11 +167,10 @@ fn go<R>(
         let (record, stack, by) = (call.record, call.stack, call.by);
         // Relaxed, here and below: no stop reads these words before the section ends.
         let outer = record.current.load(Ordering::Relaxed);
-        record
-            .current()
-            .map_or(&record.left, |s| &s.left)
-            .set(sp, fp, pc);
+        let left = record.current().map_or(&record.left, |s| &s.left);
+        left.set(seam::left_at(sp), fp, pc);
         stack.outer.store(outer, Ordering::Relaxed);
+        seam::claimed(record);
         stack.set(StackState::Running);
         record
             .current
@@ -321,7 +320,7 @@ pub(crate) unsafe fn start<F: FnOnce() + Send + 'static>(
 
 /// The first function on a stack that `start` has prepared.
 extern "C-unwind" fn first<F: FnOnce()>(data: *mut ()) -> ! {
-    arrived_here();
+    arrived_on(registry::current());
     // SAFETY: `start` has written it there, and this is its only reader.
     let f = unsafe { data.cast::<F>().read() };
     finish(catch_unwind(AssertUnwindSafe(f)).err())
@@ -417,10 +416,14 @@ fn leave_by<R>(stack: &'static StackRecord, by: By, switch: impl FnOnce() -> R) 
         // SAFETY: `leave_by` passes its own Call of these very types, alive until it returns.
         let call = unsafe { &mut *data.cast::<Call<F, R>>() };
         let (stack, by) = (call.stack, call.by);
-        stack.left.set(sp, fp, pc);
+        stack.left.set(seam::left_at(sp), fp, pc);
         // Relaxed: read by the resumer, which is this thread.
         stack.leaves.store(true, Ordering::Relaxed);
-        let _arrival = Arrival { stack, by };
+        let _arrival = Arrival {
+            stack,
+            by,
+            before: registry::current(),
+        };
         if let Some(f) = call.f.take() {
             call.result = Some(f());
         }
@@ -447,6 +450,8 @@ fn leave_by<R>(stack: &'static StackRecord, by: By, switch: impl FnOnce() -> R) 
 struct Arrival {
     stack: &'static StackRecord,
     by: By,
+    /// The record of the thread that has left the stack. Only a planted fault reads it.
+    before: Option<&'static Record>,
 }
 
 impl Drop for Arrival {
@@ -463,16 +468,56 @@ impl Drop for Arrival {
         // The function goes on: its next end is no suspension.
         self.stack.leaves.store(false, Ordering::Relaxed);
         if self.by == By::Us {
-            arrived_here();
+            arrived_on(seam::now(self.before));
         }
     }
 }
 
-/// Ends the section in which the running thread, whichever that is by now, has switched.
-#[inline(never)]
-fn arrived_here() {
-    match registry::current() {
+/// Ends the section in which a thread has switched.
+fn arrived_on(record: Option<&'static Record>) {
+    match record {
         Some(record) => arrived(record),
         None => text::die("a stack runs on a thread that is not attached"),
+    }
+}
+
+/// What tests may break here.
+mod seam {
+    use crate::faults::{self, Delay, Fault};
+    use crate::registry::{self, Record};
+
+    pub(super) fn reports_first() -> bool {
+        !Fault::ResumesUnreported.planted()
+    }
+
+    /// A stack is neither suspended nor in a thread's chain.
+    pub(super) fn claimed(record: &'static Record) {
+        if Fault::HalfSwitched.planted() {
+            super::arrived(record);
+        }
+        if Delay::HeldClaim.planted() {
+            faults::hold();
+        }
+        if Fault::HalfSwitched.planted() {
+            super::leaves(record);
+        }
+    }
+
+    /// Where a stack is left: below the registers that were saved on it.
+    pub(super) fn left_at(sp: usize) -> usize {
+        if Fault::LeftAboveSaves.planted() {
+            sp + 48
+        } else {
+            sp
+        }
+    }
+
+    /// The record of the thread that runs now, which may be another than before the switch.
+    pub(super) fn now(before: Option<&'static Record>) -> Option<&'static Record> {
+        if Fault::KeepsRecord.planted() {
+            before
+        } else {
+            registry::current()
+        }
     }
 }

@@ -139,6 +139,7 @@ impl World {
             at = at.checked_sub(1)?;
             let stack = stacks[at];
             if stack.is_due(epoch) {
+                seam::before_a_report(stack, epoch);
                 // SAFETY: the registry lock is held, and the stack is due: its frames stand still.
                 f(&unsafe { stack.suspended(unwind::NEVER) });
                 // Release pairs with the Acquire of the resumer: the walk is over.
@@ -194,6 +195,20 @@ impl Stopped<'_> {
                 // SAFETY: the thread is stopped, so its chain does not change.
                 at = unsafe { stack.outer() };
             }
+        }
+    }
+}
+
+/// What tests may break here.
+mod seam {
+    use core::sync::atomic::Ordering;
+
+    use crate::faults::Fault;
+    use crate::stack_record::StackRecord;
+
+    pub(super) fn before_a_report(stack: &StackRecord, epoch: u64) {
+        if Fault::ReportedEarly.planted() {
+            stack.scanned.store(epoch, Ordering::Release);
         }
     }
 }

@@ -116,6 +116,22 @@ pub fn hazard_with(name: &str, fault: &str, environment: &[(&str, &str)], body: 
     panic!("{name} passes without its cure ({fault}), {TRIES} times");
 }
 
+/// [`hazard`] with a condition that is planted in both children, so that no chance is left.
+pub fn hazard_under(name: &str, condition: &str, fault: &str, body: impl FnOnce()) {
+    if is_child() {
+        return body();
+    }
+    let sound = run_child(name, condition, &[]).expect("the child hung with its cure");
+    let output = String::from_utf8_lossy(&sound.stderr);
+    assert!(
+        sound.status.success(),
+        "{name} fails with its cure: {output}"
+    );
+    let faulty = run_child(name, &format!("{condition},{fault}"), &[]);
+    let passes = faulty.is_some_and(|output| output.status.success());
+    assert!(!passes, "{name} passes without its cure ({fault})");
+}
+
 /// Checks that the test's child succeeds and that the watchdog has printed these words. With
 /// `fault` planted, the child succeeds without the words.
 pub fn watchdog_says(name: &str, fault: &str, words: &[&str]) {

@@ -17,22 +17,53 @@ pub fn start(stack: &Stack, f: impl FnOnce() + Send + 'static) {
     unsafe { stack.start(f) }.unwrap();
 }
 
+/// The registers that [`held_by_callee`] fills.
+pub const HELD: usize = 5;
+
 global_asm!(
-    // rdi: the complement of a word; rsi: a function. Calls the function while RBX alone holds the
-    // word.
+    // rdi: the complement of a word; rsi: a function. Calls the function while the five registers
+    // that a callee preserves, besides RBP, alone hold the word.
     ".globl c_held_by_callee",
     "c_held_by_callee:",
     ".cfi_startproc",
     "push rbx",
-    ".cfi_def_cfa_offset 16",
-    ".cfi_offset rbx, -16",
+    ".cfi_adjust_cfa_offset 8",
+    ".cfi_rel_offset rbx, 0",
+    "push r12",
+    ".cfi_adjust_cfa_offset 8",
+    ".cfi_rel_offset r12, 0",
+    "push r13",
+    ".cfi_adjust_cfa_offset 8",
+    ".cfi_rel_offset r13, 0",
+    "push r14",
+    ".cfi_adjust_cfa_offset 8",
+    ".cfi_rel_offset r14, 0",
+    "push r15",
+    ".cfi_adjust_cfa_offset 8",
+    ".cfi_rel_offset r15, 0",
     "mov rbx, rdi",
     "not rbx",
+    "mov r12, rbx",
+    "mov r13, rbx",
+    "mov r14, rbx",
+    "mov r15, rbx",
     "xor edi, edi",
     "call rsi",
     "mov rax, rbx",
+    "and rax, r12",
+    "and rax, r13",
+    "and rax, r14",
+    "and rax, r15",
+    "pop r15",
+    ".cfi_adjust_cfa_offset -8",
+    "pop r14",
+    ".cfi_adjust_cfa_offset -8",
+    "pop r13",
+    ".cfi_adjust_cfa_offset -8",
+    "pop r12",
+    ".cfi_adjust_cfa_offset -8",
     "pop rbx",
-    ".cfi_def_cfa_offset 8",
+    ".cfi_adjust_cfa_offset -8",
     "ret",
     ".cfi_endproc",
     // rdi: the complement of a word; rsi: *const AtomicBool done. Spins while R9 alone holds the
@@ -60,8 +91,7 @@ unsafe extern "C-unwind" {
     pub fn c_held_in_a_loop_end();
 }
 
-/// Calls `f` while a register that callees preserve alone holds the word. Returns the word's
-/// complement.
+/// Calls `f` while [`HELD`] registers alone hold the word. Returns the word's complement.
 pub fn held_by_callee(not: usize, f: extern "C-unwind" fn()) -> usize {
     // SAFETY: the assembly keeps the System V convention, and has an unwind table.
     unsafe { !c_held_by_callee(not, f) }
