@@ -42,7 +42,8 @@ pub(crate) fn may_wait(record: &Record) -> Result<(), Obstacle> {
 /// not wait for the thread, and does not signal it.
 ///
 /// # Panics
-/// Inside `no_preempt`, and on a stack that is not the thread's own.
+/// Inside `no_preempt`, and on a stack that is neither the thread's own nor
+/// registered.
 #[track_caller]
 pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
     if record.state.load().phase() == Phase::Blocked && record.depth.load(Ordering::Relaxed) == 0 {
@@ -54,7 +55,9 @@ pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
             panic!("blocking inside no_preempt: a stop could wait for this thread for ever")
         }
         Err(_) => {
-            panic!("blocking on a stack that is not the thread's own: it would not be scanned")
+            panic!(
+                "blocking on a stack that is neither the thread's own nor registered: it would not be scanned"
+            )
         }
     }
     struct Call<F, R> {

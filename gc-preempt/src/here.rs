@@ -36,7 +36,8 @@ pub fn no_preempt_here<R>(f: impl FnOnce() -> R) -> R {
 /// ```
 ///
 /// # Panics
-/// Inside `no_preempt`, and on a stack that is not the thread's own.
+/// Inside `no_preempt`, and on a stack that is neither the thread's own nor
+/// registered.
 #[track_caller]
 pub fn blocking_here<R>(f: impl FnOnce() -> R) -> R {
     match registry::current() {

@@ -55,6 +55,15 @@
 //! 6. A thread's side of the protocol: `stop_point`, `blocking`, `switch`, `handler`, `watchdog`.
 //! 7. Handles: `attach`, `fork`, `here`, `mutator`, `preempt`, `stack`, `world`, `explain`.
 //!
+//! # Stacks that are not a thread's own
+//!
+//! [`World::register_stack`] makes a [`Stack`] of any memory. A mutator on it is stopped and walked
+//! as on its thread's own stack, and so are the stacks from which that one was resumed. A suspended
+//! stack is walked from where it was left: by a switch, or in the middle of any instruction where a
+//! hook suspends it. [`Stopped::suspended`] lists such stacks in a stop. With
+//! [`Stopped::begin_stack_epoch`] a stop need not look at them: they are reported beside the
+//! program, or by whoever resumes one first.
+//!
 //! # Effects of stops on a host's threads
 //!
 //! A stop is a signal with `SA_RESTART`. So a stop of a mutator in a system call has the effects

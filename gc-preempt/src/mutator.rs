@@ -80,7 +80,8 @@ impl Mutator {
     ///
     /// # Panics
     /// Inside [`no_preempt`](Self::no_preempt) (see [`try_blocking`](Self::try_blocking)), and on a
-    /// stack that is not the thread's own, such as a coroutine's: a stop would not scan its words.
+    /// stack that is neither the thread's own nor a [`Stack`](crate::Stack): a stop would not scan its
+    /// words.
     #[track_caller]
     pub fn blocking<R>(&self, f: impl FnOnce() -> R) -> R {
         blocked(self.record, f)
@@ -93,7 +94,7 @@ impl Mutator {
     /// [`InNoPreempt`]: `f` has not run.
     ///
     /// # Panics
-    /// On a stack that is not the thread's own.
+    /// On a stack that is neither the thread's own nor registered.
     pub fn try_blocking<R>(&self, f: impl FnOnce() -> R) -> Result<R, InNoPreempt> {
         if self.in_no_preempt() {
             Err(InNoPreempt)
@@ -117,7 +118,8 @@ impl Mutator {
     }
 
     /// Whether this thread may call [`blocking`](Self::blocking) now. `false` inside
-    /// [`no_preempt`](Self::no_preempt), and on a stack that is not the thread's own.
+    /// [`no_preempt`](Self::no_preempt), and on a stack that is neither the thread's own
+    /// nor registered.
     pub fn may_block(&self) -> bool {
         may_wait(self.record).is_ok()
     }

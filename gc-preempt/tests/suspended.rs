@@ -647,12 +647,20 @@ fn has_guard_install() -> bool {
 }
 
 #[test]
-fn a_hundred_thousand_stacks_are_suspended_walked_and_finished() {
-    const MANY: usize = 100_000;
-    if !has_guard_install() {
+fn h119_a_hundred_thousand_stacks_are_suspended_walked_and_finished() {
+    if has_guard_install() {
+        hazard(
+            "h119_a_hundred_thousand_stacks_are_suspended_walked_and_finished",
+            "guard-by-mapping",
+            suspend_a_hundred_thousand,
+        );
+    } else {
         println!("skipped: this kernel has no MADV_GUARD_INSTALL");
-        return;
     }
+}
+
+fn suspend_a_hundred_thousand() {
+    const MANY: usize = 100_000;
     let world = world();
     let pool = StackPool::new(16 << 10);
     let left = Arc::new(AtomicUsize::new(MANY));
