@@ -235,3 +235,40 @@ fn a_real_fault_goes_to_the_handler_that_was_there_before() {
     let _stage = Stage::new(Kernel::Sum, Strategy::BackEdgeFault).expect("a stage");
     read(8);
 }
+
+#[test]
+fn the_command_prints_its_figures_as_json() {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_gclab"))
+        .args([
+            "talk",
+            "--quick",
+            "--json",
+            "--strategy",
+            "none",
+            "--strategy",
+            "backedge",
+        ])
+        .args(["--kernel", "sum", "--kernel", "list"])
+        .output()
+        .expect("runs");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    let all: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one object");
+    let strategies = all["strategies"].as_array().expect("an array");
+    let names: Vec<_> = strategies.iter().map(|one| &one["strategy"]).collect();
+    assert_eq!(names, ["none", "backedge"]);
+    let list = &strategies[1]["kernels"][1];
+    assert_eq!(list["kernel"], "list");
+    // On a machine that is so busy that a stop takes a second there may be no time.
+    assert!(list.get("stop_us").is_some(), "{list}");
+    assert!(list["slow_down"]["percent"].is_f64(), "{list}");
+    if let Some(missed) = list["precision"].get("roots_missed_cells") {
+        assert_eq!(missed, 0, "{list}");
+    }
+    assert!(list["code_bytes"].as_u64() > Some(0), "{list}");
+    assert!(
+        all["claims"]
+            .as_array()
+            .is_some_and(|claims| !claims.is_empty())
+    );
+}

@@ -5,10 +5,14 @@
 //! code equals that of the reference byte for byte.
 
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::{Block, FuncRef, InstBuilder, MemFlagsData, Type, Value, types};
+use cranelift_codegen::ir::{
+    Block, FuncRef, InstBuilder, MemFlagsData, Signature, Type, Value, types,
+};
+use cranelift_codegen::isa::CallConv;
 use cranelift_module::FuncId;
 
 use super::control::{Control, Input};
+use super::poll_page::stub_address;
 use super::strategy::Strategy;
 use crate::kernels::codegen::{Arena, Body, Code, CodegenError};
 use crate::kernels::loops::params_of;
@@ -64,12 +68,6 @@ impl Made {
     }
 }
 
-/// The runtime's side of a poll: the end of a section without stops is one. Stops the thread if a
-/// stop asks for it.
-unsafe extern "C" fn poll(_: *const Control) {
-    gc_preempt::no_preempt_here(|| ());
-}
-
 impl Maker {
     /// A maker with an arena of its own, so that a kernel's code has the same alignment for each
     /// strategy.
@@ -78,8 +76,10 @@ impl Maker {
     /// The refusal of Cranelift or of the system.
     pub fn new(strategy: Strategy) -> Result<Maker, CodegenError> {
         let mut arena = Arena::with_size(ARENA_BYTES)?;
-        let signature = arena.signature(&[types::I64], &[]);
-        let poll = arena.import("talk_poll", poll as *const u8, &signature)?;
+        // The polls' callee preserves all registers. With a callee of the System V convention
+        // Cranelift would keep values of the loop on the stack, for a call that is hardly ever made.
+        let signature = Signature::new(CallConv::PreserveAll);
+        let poll = arena.import("talk_poll", stub_address(), &signature)?;
         Ok(Maker {
             arena,
             strategy,
@@ -198,7 +198,7 @@ impl Polled<'_, '_, '_> {
                 b.ins().brif(over, slow, &[], on, &[]);
                 b.switch_to_block(slow);
                 b.set_cold_block(slow);
-                b.ins().call(self.poll, &[control]);
+                b.ins().call(self.poll, &[]);
                 b.ins().jump(on, &[]);
                 b.switch_to_block(on);
             }
@@ -233,7 +233,7 @@ impl Polled<'_, '_, '_> {
                 b.ins().brif(raised, slow, &[], head, &carried);
                 b.switch_to_block(slow);
                 b.set_cold_block(slow);
-                b.ins().call(self.poll, &[control]);
+                b.ins().call(self.poll, &[]);
                 b.ins().jump(head, &carried);
             }
             Strategy::BackEdgeFault => {

@@ -251,8 +251,14 @@ extern "C" fn poll() {
     gc_preempt::no_preempt_here(|| ());
 }
 
-/// Where a poll load continues that has faulted: as if the load had called it. Saves all registers
-/// that compiled code uses, calls the runtime, and returns to the load.
+/// The address of the polls' callee: a function without arguments that calls the runtime and
+/// preserves all registers that Cranelift's code uses.
+pub fn stub_address() -> *const u8 {
+    poll_stub as *const u8
+}
+
+/// The callee of polls. A poll load that has faulted continues here, as if the load had called it.
+/// Saves all registers that compiled code uses, calls the runtime, and returns.
 ///
 /// The upper halves of vector registers are not saved: Cranelift's code has no value there.
 #[unsafe(naked)]

@@ -98,8 +98,8 @@ fn flag_polls(flag: Option<f64>, fault: Option<f64>) -> Claim {
         here: both.map(|(flag, fault)| flag - fault),
         unit: "percent more",
         reproduced: both.map(|(flag, fault)| flag > fault),
-        reason: "the test is a load and a branch more, and its call has a stack map: Cranelift \
-                 stores each reference that is live there on the stack, in each iteration"
+        reason: "the test is a branch more, and its call has a stack map: Cranelift stores each \
+                 reference that is live there on the stack, in each iteration"
             .to_owned(),
     }
 }
