@@ -56,8 +56,9 @@
 //! * While a stack is suspended, no thread may overwrite a reference in its memory, except by
 //!   [`Mutator::write`](crate::Mutator::write). Pass values through a cell's
 //!   [`Field`](crate::Field) or a [`Root`](crate::Root).
-//! * A signal handler must not suspend the code that it has interrupted. A stop hook may: see
-//!   [`StopHook`](gc_preempt::StopHook).
+//! * A signal handler must not suspend the code that it has interrupted. A hook of `gc-preempt` may
+//!   ([`StopHook`](gc_preempt::StopHook), [`PreemptHook`](gc_preempt::PreemptHook)): then managed
+//!   code is suspended at any of its instructions.
 //! * A thread must not end on such a stack, and must not drop its `Mutator` there.
 
 pub use crate::api::stack::{Stack, StackError};

@@ -166,8 +166,8 @@ impl Stack {
     /// function takes more than half of it.
     ///
     /// # Safety
-    /// When the function suspends itself, or is suspended by a stop hook, its frames hold nothing
-    /// that belongs to a thread: no [`Mutator`] nor its [`context`](Mutator::context) or
+    /// When the function suspends itself, or a hook suspends it, its frames hold nothing that
+    /// belongs to a thread: no [`Mutator`] nor its [`context`](Mutator::context) or
     /// [`runs`](Mutator::runs), no open scope, no [`Local`](crate::Local), no value whose `Drop`
     /// runs in [`drop_dead_values`](Mutator::drop_dead_values), no guard of a lock, no borrow of a
     /// thread-local; unless one thread alone resumes the stack.

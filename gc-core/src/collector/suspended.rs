@@ -34,10 +34,12 @@
 //! stacks are scanned as roots.
 //!
 //! # Restart ranges
-//! A stack may be suspended by an injected call's hook while a host's handler on it has interrupted
-//! a restart range of the barrier. Each scan walks the stack, and so moves the handler's return to
-//! the range's first instruction, also where no word is scanned. So the range reads the marking
-//! flag again before its stack runs in a new cycle.
+//! A hook may suspend a stack while a host's handler on it has interrupted a restart range of the
+//! barrier. Each scan walks the stack, and so moves the handler's return to the range's first
+//! instruction, also where no word is scanned. So the range reads the marking flag again before its
+//! stack runs in a new cycle. For an allocation's range that is too late: another coroutine of the
+//! mutator has moved the cursor. So `coroutine.rs` forbids handlers that suspend what they have
+//! interrupted.
 
 use core::sync::atomic::Ordering;
 use std::sync::Arc;
