@@ -5,7 +5,7 @@
 pub(crate) fn refusal(architecture: &str, system: &str, libc: &str) -> Option<String> {
     if (architecture, system) != ("x86_64", "linux") {
         return Some(format!(
-            "Urge runs on Linux on x86-64 only, not on {system} on {architecture}: a port is one file in gc-preempt/src/arch and another park.rs"
+            "Urge runs on Linux on x86-64 only, not on {system} on {architecture}: a port is two files in gc-preempt/src/arch and another park.rs"
         ));
     }
     (libc != "gnu").then(|| {

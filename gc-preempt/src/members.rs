@@ -312,6 +312,10 @@ impl Members {
     /// Gives up the stacks of a thread that has ended.
     pub(crate) fn lose_stacks_of(&mut self, record: &'static Record) {
         let gone = core::ptr::from_ref(record) as usize;
+        // A lost stack may be released.
+        record
+            .current
+            .store(core::ptr::null_mut(), Ordering::Relaxed);
         self.lose_stacks(|runner| runner == gone);
     }
 

@@ -4,7 +4,7 @@
 mod common;
 
 use common::stacks::{held_by_callee, stack, start};
-use common::{Find, beside, spin, stop_running, wait_for, world};
+use common::{Find, bare_thread, beside, spin, stop_running, wait_for, world};
 use corosensei::stack::{DefaultStack, Stack as _};
 use corosensei::{Coroutine, CoroutineResult};
 use gc_preempt::{
@@ -440,7 +440,7 @@ fn a_switch_made_by_hand_runs_on_a_registered_stack() {
         // SAFETY: switches to the resumer, whose SP it has stored.
         unsafe { suspend_with(|| by_hand(OWN.as_ptr(), RESUMER.load(SeqCst))) }.unwrap();
     }
-    extern "C" fn body() -> ! {
+    extern "C-unwind" fn body() -> ! {
         loop {
             TURNS.fetch_add(1, SeqCst);
             assert_eq!(held_by_callee(!WORD, leaves), !WORD);
@@ -448,13 +448,9 @@ fn a_switch_made_by_hand_runs_on_a_registered_stack() {
     }
     let world = world();
     let mut memory = vec![0u128; 8 << 10];
+    OWN.store(by_hand_at(&mut memory, body), SeqCst);
     let range = memory.as_mut_ptr_range();
     let range = range.start as usize..range.end as usize;
-    // The registers, `body` as the address to return to, and its missing caller.
-    let words = memory.as_mut_ptr_range().end.cast::<usize>();
-    // SAFETY: inside the memory.
-    unsafe { words.sub(2).write(body as *const () as usize) };
-    OWN.store(range.end - 8 * 8, SeqCst);
     // SAFETY: the memory is the registration's.
     let stack = unsafe { world.register_stack(range, memory) }.unwrap();
     std::thread::scope(|s| {
@@ -480,6 +476,44 @@ fn a_switch_made_by_hand_runs_on_a_registered_stack() {
     assert_eq!((count, found.count > 0), (1, true));
     // SAFETY: nobody resumes `body` again.
     unsafe { stack.abandon() }.unwrap();
+}
+
+/// Makes the first words of a stack for `by_hand`, which enters `body`. Returns its SP.
+fn by_hand_at(memory: &mut [u128], body: extern "C-unwind" fn() -> !) -> usize {
+    let end = memory.as_mut_ptr_range().end.cast::<usize>();
+    // The registers, `body` as the address to return to, and its missing caller.
+    // SAFETY: inside the memory.
+    unsafe { end.sub(2).write(body as *const () as usize) };
+    end as usize - 8 * 8
+}
+
+/// `pthread_exit` unwinds a stack, and goes on on the thread's own.
+#[test]
+fn a_thread_that_ends_on_a_stack_is_detached_and_the_stack_is_lost() {
+    static RESUMER: AtomicUsize = AtomicUsize::new(0);
+    unsafe extern "C-unwind" {
+        fn pthread_exit(value: *mut libc::c_void) -> !;
+    }
+    extern "C-unwind" fn body() -> ! {
+        // SAFETY: nothing on this stack or on the thread's own has to be dropped.
+        unsafe { pthread_exit(std::ptr::null_mut()) }
+    }
+    let world = world();
+    let mut memory = vec![0u128; 8 << 10];
+    let sp = by_hand_at(&mut memory, body);
+    let range = memory.as_mut_ptr_range();
+    let range = range.start as usize..range.end as usize;
+    // SAFETY: the memory is the registration's.
+    let stack = unsafe { world.register_stack(range, memory) }.unwrap();
+    bare_thread(|| {
+        std::mem::forget(world.attach(std::ptr::null_mut()).unwrap());
+        // SAFETY: `body` ends its thread.
+        let _ = unsafe { stack.resume_with(|| by_hand(RESUMER.as_ptr(), sp)) };
+    })
+    .join();
+    assert_eq!(stack.state(), StackState::Lost);
+    assert_eq!(world.stop().unwrap().mutators().count(), 0);
+    stack.release().unwrap();
 }
 
 // ---- misuse -------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-//! Code that depends on the processor, one file for each processor.
+//! Code that depends on the processor.
 
 #[cfg(not(all(
     target_arch = "x86_64",
@@ -7,7 +7,7 @@
     target_pointer_width = "64"
 )))]
 compile_error!(
-    "Urge runs on Linux on x86-64 with glibc only: a port is one file in gc-preempt/src/arch and another park.rs"
+    "Urge runs on Linux on x86-64 with glibc only: a port is two files in gc-preempt/src/arch and another park.rs"
 );
 
 #[cfg(target_arch = "x86_64")]
