@@ -287,6 +287,10 @@ pub fn hazard_given(
         return body();
     }
     let faults = format!("{given},{fault}");
+    let fails = || !run_child(name, &faults, environment).is_some_and(|o| o.status.success());
+    if let Some(runs) = rate() {
+        return print_rate(name, fault, runs, fails);
+    }
     for turn in 0..TRIES {
         let (_shared, _alone) = if turn == 0 {
             (Some(PAIRS.read()), None)
@@ -302,9 +306,25 @@ pub fn hazard_given(
             "{name} fails with its cure: {}",
             output.as_deref().unwrap_or("the child hung")
         );
-        if !run_child(name, &faults, environment).is_some_and(|o| o.status.success()) {
+        if fails() {
             return;
         }
     }
     panic!("{name} passes without its cure ({fault}), {TRIES} times");
+}
+
+/// How often each hazard runs without its cure, to see how surely it fails: `URGE_HAZARD_RATE`.
+fn rate() -> Option<u32> {
+    let runs = std::env::var("URGE_HAZARD_RATE").ok()?;
+    Some(runs.parse().expect("URGE_HAZARD_RATE is a number of runs"))
+}
+
+/// Prints how many of `runs` runs fail.
+fn print_rate(name: &str, fault: &str, runs: u32, fails: impl Fn() -> bool) {
+    let begun = Instant::now();
+    let failed = (0..runs).filter(|_| fails()).count();
+    let seconds = begun.elapsed().as_secs_f32() / runs as f32;
+    println!(
+        "hazard {name} ({fault}): failed without its cure {failed} of {runs}, {seconds:.1} s a run"
+    );
 }

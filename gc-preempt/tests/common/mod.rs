@@ -108,8 +108,12 @@ pub fn hazard_with(name: &str, fault: &str, environment: &[(&str, &str)], body: 
             output.as_deref().unwrap_or("the child hung")
         );
         // A hang is a failure, too: after 20 times the time that the child took with its cure.
-        let faulty = run_child_for(name, fault, environment, hung);
-        if !faulty.is_some_and(|o| o.status.success()) {
+        let faulty = || run_child_for(name, fault, environment, hung);
+        let fails = || !faulty().is_some_and(|o| o.status.success());
+        if let Some(runs) = rate() {
+            return print_rate(name, fault, runs, fails);
+        }
+        if fails() {
             return;
         }
     }
@@ -127,9 +131,28 @@ pub fn hazard_under(name: &str, condition: &str, fault: &str, body: impl FnOnce(
         sound.status.success(),
         "{name} fails with its cure: {output}"
     );
-    let faulty = run_child(name, &format!("{condition},{fault}"), &[]);
-    let passes = faulty.is_some_and(|output| output.status.success());
-    assert!(!passes, "{name} passes without its cure ({fault})");
+    let faults = format!("{condition},{fault}");
+    let fails = || !run_child(name, &faults, &[]).is_some_and(|o| o.status.success());
+    if let Some(runs) = rate() {
+        return print_rate(name, fault, runs, fails);
+    }
+    assert!(fails(), "{name} passes without its cure ({fault})");
+}
+
+/// How often each hazard runs without its cure, to see how surely it fails: `URGE_HAZARD_RATE`.
+fn rate() -> Option<u32> {
+    let runs = std::env::var("URGE_HAZARD_RATE").ok()?;
+    Some(runs.parse().expect("URGE_HAZARD_RATE is a number of runs"))
+}
+
+/// Prints how many of `runs` runs fail.
+fn print_rate(name: &str, fault: &str, runs: u32, fails: impl Fn() -> bool) {
+    let begun = Instant::now();
+    let failed = (0..runs).filter(|_| fails()).count();
+    let seconds = begun.elapsed().as_secs_f32() / runs as f32;
+    println!(
+        "hazard {name} ({fault}): failed without its cure {failed} of {runs}, {seconds:.1} s a run"
+    );
 }
 
 /// Checks that the test's child succeeds and that the watchdog has printed these words. With
@@ -184,6 +207,22 @@ pub fn stop_running(world: &World, wanted: usize, mut look: impl FnMut(&gc_preem
         if report.signalled == 0 {
             std::thread::yield_now();
         }
+    }
+}
+
+/// [`stop_running`] until `enough` threads have been met and two seconds have passed, or `most`
+/// have been met: a thread that shares its processor is met once a time slice.
+pub fn stop_running_for_a_while(
+    world: &World,
+    enough: usize,
+    most: usize,
+    mut look: impl FnMut(&gc_preempt::Stopped<'_>),
+) {
+    let begun = Instant::now();
+    let mut met = 0;
+    while met < enough || met < most && begun.elapsed() < Duration::from_secs(2) {
+        stop_running(world, 1, &mut look);
+        met += 1;
     }
 }
 
