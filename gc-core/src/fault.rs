@@ -21,6 +21,7 @@ gc_preempt::faults! {
         SlowAssists = "slow-assists",
         BriskAssists = "brisk-assists",
         AttachOnce = "attach-once",
+        HeldAttach = "held-attach",
         AttachedUnmarked = "attached-unmarked",
         LogKeptAtDetach = "log-kept-at-detach",
         BlockingStaysAttached = "blocking-stays-attached",
@@ -33,6 +34,7 @@ gc_preempt::faults! {
         DrainLocked = "drain-locked",
         TriesForEver = "tries-for-ever",
         PairUnlocked = "pair-unlocked",
+        HeldValue = "held-value",
         PairsUnlogged = "pairs-unlogged",
         JudgedOpen = "judged-open",
         // barrier

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{garbage, hazard, heap, wipe_stack};
+use common::{garbage, hazard, hazard_given, heap, wipe_stack};
 use gc_core::raw::{Encoding, Kind};
 use gc_core::{Bytes, Field, Heap, Local, Mutator, Root, Scope, Trace, WeakMap};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -381,47 +381,37 @@ fn a_map_is_as_large_as_what_lives() {
 }
 
 /// A value that is set while its ephemeron is cleared is removed, or not stored. With
-/// `pair-unlocked` planted, a value without a key is kept.
+/// `pair-unlocked` planted, a value without a key is kept. `held-value` holds the thread that sets
+/// it: before the step, or between the halves of what is not one step.
 #[test]
 fn h78_a_value_set_while_its_ephemeron_is_cleared_is_removed_or_never_there() {
-    hazard(
+    hazard_given(
         "h78_a_value_set_while_its_ephemeron_is_cleared_is_removed_or_never_there",
+        "held-value",
         "pair-unlocked",
+        &[],
         || {
             let (heap, _) = heap();
             let m = heap.attach().unwrap();
-            for round in 0..300 {
-                let (note, key, value) = m.with_scope(|s| {
-                    let (key, value) = (node(s, 1), node(s, 2));
-                    let note = s.alloc_ephemeron(&key, &value).unwrap();
-                    (heap.root(&note), heap.root(&key), heap.root(&value))
-                });
-                let start = std::sync::Barrier::new(2);
-                m.blocking(|| {
-                    std::thread::scope(|threads| {
-                        threads.spawn(|| {
-                            let m = heap.attach().unwrap();
-                            m.blocking(|| start.wait());
-                            m.with_scope(|s| {
-                                for _ in 0..20 {
-                                    note.get(s).set_value(s, &value.get(s));
-                                }
-                            });
-                        });
-                        threads.spawn(|| {
-                            let m = heap.attach().unwrap();
-                            m.blocking(|| start.wait());
-                            (0..round * 10).for_each(|_| std::hint::spin_loop());
-                            m.with_scope(|s| note.get(s).clear(s));
-                        });
-                    });
-                });
-                m.with_scope(|s| {
-                    assert!(note.key(s).is_none());
-                    assert!(note.value(s).is_none(), "a value without a key is kept");
-                    assert_eq!(key.get(s).number, 1);
-                });
-            }
+            let (note, key, value) = m.with_scope(|s| {
+                let (key, value) = (node(s, 1), node(s, 2));
+                let note = s.alloc_ephemeron(&key, &value).unwrap();
+                (heap.root(&note), heap.root(&key), heap.root(&value))
+            });
+            std::thread::scope(|threads| {
+                let set = || {
+                    let m = heap.attach().unwrap();
+                    m.with_scope(|s| note.get(s).set_value(s, &value.get(s)));
+                };
+                let begin = || _ = threads.spawn(set);
+                let clear = || m.with_scope(|s| note.get(s).clear(s));
+                gc_preempt::faults::while_held(begin, clear);
+            });
+            m.with_scope(|s| {
+                assert!(note.key(s).is_none());
+                assert!(note.value(s).is_none(), "a value without a key is kept");
+                assert_eq!(key.get(s).number, 1);
+            });
         },
     );
 }

@@ -7,11 +7,12 @@
 
 mod common;
 
-use common::{hazard, wipe_stack};
+use common::{cell, hazard, hazard_given, until, wipe_stack};
 use gc_core::raw::Tracer;
 use gc_core::raw::{Encoding, Kind, KindId, RawRoot};
 use gc_core::{Heap, HeapBuilder, Mutator, Stress};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 const BOXED: Encoding = Encoding::nan_box(0xfffc << 48, 0xfffc << 48, (1 << 48) - 1);
 const OBJECTS: usize = 256;
@@ -150,54 +151,79 @@ fn h25_boxed_words_of_a_traced_cell_are_kept() {
     moved(Heap::builder(), kind, IN_A_BOX, 100);
 }
 
+/// Whether [`trace_late`] waits, and whether a marker is there.
+static CLOSED: AtomicBool = AtomicBool::new(false);
+static REACHED: AtomicBool = AtomicBool::new(false);
+
+/// Reports the first word of a cell, once the test lets it: marking does not end before, and does
+/// not reach what the cell leads to.
+///
+/// # Safety
+/// By the contract of `Kind::traced`.
+unsafe fn trace_late(cell: *const u8, _size: usize, tracer: &mut Tracer<'_>) {
+    REACHED.store(true, SeqCst);
+    until(|| !CLOSED.load(SeqCst));
+    // SAFETY: the first word of the cell.
+    unsafe { tracer.edges(cell as usize..cell as usize + 8, Encoding::RAW) }
+}
+
 /// A mutator that attaches inside `blocking` of another heap has its marking flag set, so it logs
-/// its stores. With `attach-once` planted, it does not, and objects are freed.
+/// its stores. With `attach-once` planted, it does not, and its object is freed. `held-attach`
+/// holds it between the load of the heap's flag and the store of its own, while marking begins.
 #[test]
 fn h25_a_thread_that_attaches_inside_blocking_of_another_heap_logs_its_stores() {
     let name = "h25_a_thread_that_attaches_inside_blocking_of_another_heap_logs_its_stores";
-    hazard(name, "attach-once", || {
+    hazard_given(name, "held-attach", "attach-once", &[], || {
         let other = Heap::builder().reserve(1 << 30).build().unwrap();
         let elsewhere = other.attach().unwrap();
-        let heap = Heap::builder()
-            .stress(Stress::CONTINUOUS)
-            .reserve(1 << 30)
-            .build()
-            .unwrap();
-        let table = heap.kind(Kind::array("table", 0, Encoding::RAW)).unwrap();
+        let heap = Heap::builder().reserve(1 << 30).poison(true);
+        // Mutators run beside the marker, though the heap is small.
+        let heap = heap.stress(Stress::PHASES).build().unwrap();
+        // SAFETY: the function reports every word that is an edge.
+        let late = heap.kind(unsafe { Kind::traced("late", trace_late) });
+        let array = heap.kind(Kind::array("array", 0, Encoding::RAW)).unwrap();
         let leaf = heap.kind(Kind::leaf("leaf")).unwrap();
-        let table = {
+        let (holder, _late) = {
             let m = heap.attach().unwrap();
-            // SAFETY: a live cell, which gets a root at once.
-            unsafe { m.root_raw(m.alloc_raw(table, OBJECTS * 8).unwrap()) }.unwrap()
-        };
-        let words = table.get().unwrap().as_ptr().cast::<usize>();
-        let handles: Vec<RawRoot> = (0..OBJECTS).map(|_| table.try_clone().unwrap()).collect();
-        let plain = Form {
-            encode: |address| address,
-            decode: |word| word,
-        };
-        for _ in 0..200 {
-            for handle in &handles {
-                // SAFETY: no cell is stored.
-                unsafe { handle.set(None) };
+            // SAFETY: this stack leads to the cell.
+            let new = |kind| unsafe { m.alloc_raw(kind, BYTES) }.unwrap().cast::<usize>();
+            // SAFETY: words of live cells.
+            unsafe {
+                let (late, holder, object) = (new(late.unwrap()), new(array), new(leaf));
+                object.write(7);
+                m.write(holder.as_ptr(), object.as_ptr() as usize);
+                m.write(late.as_ptr(), holder.as_ptr() as usize);
+                (holder.as_ptr() as usize, m.root_raw(late.cast()).unwrap())
             }
-            fill(&heap.attach().unwrap(), leaf, words, plain);
-            wipe_stack();
+        };
+        let holder = holder as *mut usize;
+        wipe_stack();
+        let attaches = AtomicBool::new(false);
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                let begin = || attaches.store(true, SeqCst);
+                gc_preempt::faults::while_held(begin, || {
+                    CLOSED.store(true, SeqCst);
+                    heap.request_collection();
+                    until(|| REACHED.load(SeqCst));
+                });
+            });
+            until(|| attaches.load(SeqCst));
             let m = elsewhere.blocking(|| heap.attach().unwrap());
+            // SAFETY: a word of a live cell, which names a live object.
+            let object = unsafe {
+                let object = m.root_raw(cell(holder.read())).unwrap();
+                m.write(holder, 0);
+                object
+            };
             wipe_stack();
-            take(&m, words, &handles, plain);
-            wipe_stack();
-            for _ in 0..20_000 {
-                // SAFETY: the cell is used here only. Its word shows where it was taken for an
-                // object.
-                unsafe {
-                    m.alloc_raw(leaf, BYTES)
-                        .unwrap()
-                        .cast::<usize>()
-                        .write(0xdddd)
-                };
-            }
-            put_back(&m, words, &handles, plain);
-        }
+            CLOSED.store(false, SeqCst);
+            // The stack of a mutator is scanned in a cycle's first stop, which the attaching thread
+            // did not take part in.
+            m.collect();
+            let word = object.get().unwrap().cast::<usize>();
+            // SAFETY: a live object; where it is not, the test has found a fault.
+            assert_eq!(unsafe { word.read() }, 7, "the object was lost");
+        });
     });
 }

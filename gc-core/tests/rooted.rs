@@ -67,16 +67,34 @@ fn check_roots(heap: &Heap, roots: &[Root<Node>]) {
     }
 }
 
+/// Moves a root between the moment at which a stop has noted the roots and the moment at which they
+/// are scanned. For the condition `held-roots`. This thread must be no mutator, so that no stop
+/// stops it.
+fn move_a_root_before_its_scan(heap: &Heap, roots: &mut [Root<Node>]) {
+    // The roots fill a page of places, so that the last one moves beyond the places that the stop
+    // has noted.
+    assert_eq!(roots.len(), 512);
+    let begin = || _ = heap.request_collection();
+    gc_preempt::faults::while_held(begin, || roots[511] = roots[511].clone());
+    heap.collect();
+    check_roots(heap, roots);
+}
+
 /// A thread that is no mutator moves roots while a cycle scans them: each root that is dropped
-/// before its scan is logged. With `roots-unlogged` planted, cells are freed.
+/// before its scan is logged. With `roots-unlogged` planted, cells are freed. `held-roots` holds
+/// the first stop between the roots that it notes and those that are scanned.
 #[test]
 fn h70_a_root_that_is_moved_by_an_unattached_thread_before_it_is_scanned_lives() {
     let name = "h70_a_root_that_is_moved_by_an_unattached_thread_before_it_is_scanned_lives";
-    hazard(name, "roots-unlogged", || {
+    hazard_given(name, "held-roots", "roots-unlogged", &[], || {
+        let heap = Heap::builder().reserve(1 << 30).verify(true);
+        let heap = heap.poison(true).build().unwrap();
+        let mut roots = make_roots(&heap, 512);
+        move_a_root_before_its_scan(&heap, &mut roots);
+        // And in any order, beside scans that are not held. Each clone takes a free place of the
+        // table, in front of the scan or behind it.
         let heap = stressed();
         let mut roots = make_roots(&heap, 20_000);
-        // This thread is no mutator: no stop stops it, and its stack is not scanned. Each clone
-        // takes a free place of the table, in front of the scan or behind it.
         let mut random = 7usize;
         while_collecting(&heap, 200, || {
             for _ in 0..1000 {
@@ -93,21 +111,14 @@ fn h70_a_root_that_is_moved_by_an_unattached_thread_before_it_is_scanned_lives()
 
 /// In a heap that marks in a stop, a thread that is no mutator may move roots during the stop: the
 /// stop takes the words that the thread logs. With `roots-logged-in-vain` planted, it does not.
-/// `held-roots` holds the stop between the roots that it notes and those that it scans.
 #[test]
 fn h70_a_root_that_is_moved_in_a_stop_lives_where_mutators_do_not_run_beside_cycles() {
     let name = "h70_a_root_that_is_moved_in_a_stop_lives_where_mutators_do_not_run_beside_cycles";
     hazard_given(name, "held-roots", "roots-logged-in-vain", &[], || {
         let heap = Heap::builder().reserve(1 << 30).stop_the_world(true);
         let heap = heap.verify(true).poison(true).build().unwrap();
-        // The roots fill a page of places, so that the last one moves beyond the places that the
-        // stop has noted.
         let mut roots = make_roots(&heap, 512);
-        let begin = || _ = heap.request_collection();
-        // This thread is no mutator, so no stop stops it.
-        gc_preempt::faults::while_held(begin, || roots[511] = roots[511].clone());
-        heap.collect();
-        check_roots(&heap, &roots);
+        move_a_root_before_its_scan(&heap, &mut roots);
     });
 }
 

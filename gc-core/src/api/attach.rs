@@ -106,7 +106,7 @@ impl Mutator {
                     // it wrong.
                     loop {
                         let marking = record.shared.marking.load(Ordering::SeqCst);
-                        seam::delay();
+                        seam::hold();
                         record.marking.store(seam::flag(marking), Ordering::SeqCst);
                         if record.shared.marking.load(Ordering::SeqCst) == marking
                             || !seam::looks_again()
@@ -282,8 +282,6 @@ impl Drop for Mutator {
 }
 
 mod seam {
-    use core::time::Duration;
-
     use crate::fault::Fault;
     use crate::weak::IDLE;
 
@@ -301,10 +299,10 @@ mod seam {
         !Fault::AttachOnce.planted()
     }
 
-    /// Gives a stop time to begin between the load and the store.
-    pub(super) fn delay() {
-        if Fault::AttachOnce.planted() {
-            std::thread::sleep(Duration::from_millis(1));
+    /// Not a planted fault: a collection begins between the load and the store.
+    pub(super) fn hold() {
+        if Fault::HeldAttach.planted() {
+            gc_preempt::faults::hold();
         }
     }
 

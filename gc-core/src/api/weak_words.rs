@@ -109,6 +109,7 @@ impl Mutator {
         if !seam::is_one_step() {
             return seam::in_two_steps(is_there, write);
         }
+        seam::hold();
         self.thread().no_preempt(|| {
             let _whole = self.heap.shared().weak.lock_pair(pair as usize);
             if is_there() {
@@ -181,8 +182,6 @@ impl Mutator {
 }
 
 mod seam {
-    use core::time::Duration;
-
     use crate::fault::Fault;
 
     /// Compares the key and stores the value in one step.
@@ -192,9 +191,17 @@ mod seam {
 
     pub(super) fn in_two_steps(is_there: impl FnOnce() -> bool, write: impl FnOnce()) {
         let is_there = is_there();
-        std::thread::sleep(Duration::from_millis(2));
+        hold();
         if is_there {
             write();
+        }
+    }
+
+    /// Not a planted fault: another thread removes the pair meanwhile.
+    #[inline(always)]
+    pub(super) fn hold() {
+        if Fault::HeldValue.planted() {
+            gc_preempt::faults::hold();
         }
     }
 

@@ -134,7 +134,7 @@ impl Cycle<'_, '_> {
         let space = &state.space;
         self.trim_handles |= aside::set_aside(state);
         state.trim_tables(self.trim_handles);
-        seam::delay();
+        seam::leave_to_mutators(&state.requests);
         for table in [&state.finalizers, &state.drops] {
             table.trim();
         }
@@ -151,6 +151,7 @@ impl Cycle<'_, '_> {
 mod seam {
     use core::time::Duration;
 
+    use crate::collector::requests::Requests;
     use crate::fault::Fault;
     use crate::heap::Space;
     use crate::mutator::record::Context;
@@ -166,10 +167,10 @@ mod seam {
         }
     }
 
-    /// Not a planted fault: leaves the sweeping to mutators.
-    pub(super) fn delay() {
-        if Fault::LateSweep.planted() {
-            std::thread::sleep(Duration::from_millis(50));
+    /// Not a planted fault: leaves the sweeping to mutators, until the next collection is wanted.
+    pub(super) fn leave_to_mutators(requests: &Requests) {
+        while Fault::LateSweep.planted() && !requests.is_wanted() {
+            std::thread::sleep(Duration::from_micros(100));
         }
     }
 }
