@@ -36,9 +36,16 @@ fn yield_now() {
     unsafe { libc::sched_yield() };
 }
 
+/// The number of the stop that [`errno_is_kept_by`] holds, or 0.
+static STOP: AtomicU64 = AtomicU64::new(0);
+
+/// The waits that a body has begun while a stop was held.
+static WAITS: AtomicU64 = AtomicU64::new(0);
+
 /// Runs `body` on more mutators than processors, so that a mutator whose wait ends in a stop sleeps
-/// at once. Checks that `body` keeps errno while stops follow each other.
-fn errno_is_kept_by(body: impl Fn(&Mutator) + Sync) {
+/// at once. Checks that `body` keeps errno while stops follow each other: for a second, and for as
+/// long as it takes for 25 stops and for `waits` waits in stops.
+fn errno_is_kept_by(waits: u64, body: impl Fn(&Mutator) + Sync) {
     let world = world();
     let (done, ready, lost) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|s| {
@@ -56,9 +63,18 @@ fn errno_is_kept_by(body: impl Fn(&Mutator) + Sync) {
         while ready.load(SeqCst) < 4 {
             yield_now();
         }
+        let mut stop = 0;
         let begun = Instant::now();
-        while begun.elapsed() < Duration::from_secs(4) {
-            drop(world.stop().unwrap());
+        let a_second = Duration::from_secs(1);
+        while stop < 25 || WAITS.load(SeqCst) < waits || begun.elapsed() < a_second {
+            stop += 1;
+            let stopped = world.stop().unwrap();
+            STOP.store(stop, SeqCst);
+            if stop % 4 == 0 {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            STOP.store(0, SeqCst);
+            drop(stopped);
         }
         done.store(true, SeqCst);
     });
@@ -71,14 +87,15 @@ fn h39_blocking_keeps_errno_and_what_its_closure_leaves() {
         "h39_blocking_keeps_errno_and_what_its_closure_leaves",
         "errno-lost",
         || {
-            errno_is_kept_by(|m| {
+            errno_is_kept_by(20, |m| {
                 m.blocking(|| {
                     assert_eq!(errno(), libc::EBADF);
                     set_errno(libc::ENOENT);
                     yield_now();
                     // SAFETY: the call has no effect except its error, which the test wants.
                     assert_eq!(unsafe { libc::close(-1) }, -1); // EBADF
-                    yield_now();
+                    // The end of `blocking` waits for the end of a stop.
+                    WAITS.fetch_add(u64::from(STOP.load(SeqCst) != 0), SeqCst);
                 });
             });
         },
@@ -88,7 +105,7 @@ fn h39_blocking_keeps_errno_and_what_its_closure_leaves() {
 #[test]
 fn h39_polls_and_sections_keep_errno() {
     hazard("h39_polls_and_sections_keep_errno", "errno-lost", || {
-        errno_is_kept_by(|m| {
+        errno_is_kept_by(0, |m| {
             for _ in 0..100 {
                 m.no_preempt(|| {
                     for _ in 0..200 {
@@ -107,7 +124,7 @@ fn h39_waiting_for_the_registry_keeps_errno() {
         "h39_waiting_for_the_registry_keeps_errno",
         "errno-lost",
         || {
-            errno_is_kept_by(|m| m.world().warm_up_walks());
+            errno_is_kept_by(0, |m| m.world().warm_up_walks());
         },
     );
 }
@@ -115,7 +132,7 @@ fn h39_waiting_for_the_registry_keeps_errno() {
 #[test]
 fn h39_a_signal_anywhere_keeps_errno() {
     hazard("h39_a_signal_anywhere_keeps_errno", "errno-lost", || {
-        errno_is_kept_by(|_| {
+        errno_is_kept_by(0, |_| {
             for _ in 0..1_000 {
                 std::hint::spin_loop();
             }

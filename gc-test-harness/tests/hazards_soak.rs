@@ -6,7 +6,7 @@
 #[path = "../../gc-preempt/tests/common/mod.rs"]
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::hazard;
 use gc_preempt::{Config, World};
@@ -14,9 +14,15 @@ use gc_test_harness::kernels::image::Hold;
 use gc_test_harness::lab::fuzz::choices::Choices;
 use gc_test_harness::lab::soak::holds_its_registers;
 
-fn stops() -> u32 {
-    let stops = std::env::var("URGE_SOAK_STOPS").ok();
-    stops.map_or(3_000, |n| n.parse().expect("URGE_SOAK_STOPS is a number"))
+/// The number of stops, and how many are enough on a machine on which they take seconds.
+fn stops() -> (u32, u32) {
+    match std::env::var("URGE_SOAK_STOPS") {
+        Ok(n) => {
+            let n = n.parse().expect("URGE_SOAK_STOPS is a number");
+            (n, n)
+        }
+        Err(_) => (3_000, 200),
+    }
 }
 
 /// Stops a thread that holds arbitrary words in all these places, again and again, and compares the
@@ -30,8 +36,10 @@ fn soak(how: Hold, inject: bool) {
     let attach = || world.attach(std::ptr::null_mut()).expect("attaches");
     let mut choices = Choices::Seeded(0x0123_4567_89ab_cdef);
     let held = holds_its_registers(attach, how, &mut choices, || {
+        let (most, enough) = stops();
+        let begun = Instant::now();
         let mut signalled = 0;
-        while signalled < stops() {
+        while signalled < enough || signalled < most && begun.elapsed() < Duration::from_secs(2) {
             let stopped = world.stop().expect("no mutator");
             signalled += stopped.resume().signalled;
             // A thread that has not left its park is not stopped again by a signal, so it gets time
