@@ -348,13 +348,6 @@ impl StackRecord {
             _held: PhantomData,
         }
     }
-
-    /// Must its words be reported before its frames may run? Under the registry lock.
-    pub(crate) fn is_due(&self, epoch: u64) -> bool {
-        // Relaxed: written under the registry lock, or by the thread that runs on the stack.
-        self.scanned.load(Ordering::Relaxed) != epoch
-            && matches!(self.state(), StackState::Suspended | StackState::Claimed)
-    }
 }
 
 impl Inner {
@@ -380,8 +373,7 @@ impl Inner {
             // due and the registry lock is held, so its frames stand still.
             unsafe { (hooks.before_resume)(hooks.data, &stack.suspended(unwind::NEVER)) };
         }
-        // Release pairs with the Acquire of the resumer: the walk is over.
-        stack.scanned.store(epoch, Ordering::Release);
+        stack.reported(epoch);
     }
 }
 

@@ -31,15 +31,16 @@
 
 use core::cell::UnsafeCell;
 use core::ops::Range;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::any::Any;
 
 use crate::context::{Origin, Registers, Snapshot};
 use crate::own_stack::StackBounds;
+use crate::state::AtomicWord;
 
 /// What a stack does. The head of this file says who may touch its frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u32)]
+#[repr(u64)]
 pub enum StackState {
     /// Nothing has run on it yet.
     Idle,
@@ -104,6 +105,62 @@ impl Left {
     }
 }
 
+/// Whose turn it is on a stack: its state, and the epoch in which it was last reported.
+struct Turns<A = AtomicU64> {
+    state: A,
+    scanned: A,
+}
+
+impl<A: AtomicWord> Turns<A> {
+    /// Of two words that are zero: an idle stack.
+    const fn new(state: A, scanned: A) -> Self {
+        Self { state, scanned }
+    }
+
+    fn state(&self) -> StackState {
+        // Acquire pairs with the Release of `set`: who finds the stack suspended sees where it was
+        // left, and its words.
+        let now = self.state.load(Ordering::Acquire);
+        StackState::ALL[now as usize % StackState::ALL.len()]
+    }
+
+    fn set(&self, state: StackState) {
+        // Release pairs with the Acquire of `state` and `claim`.
+        self.state.store(state as u64, Ordering::Release);
+    }
+
+    fn claim(&self, from: StackState, to: StackState) -> bool {
+        // Acquire pairs with the Release of `set`: the words of the stack, and where it was left.
+        let claimed = self.state.compare_exchange(
+            from as u64,
+            to as u64,
+            Ordering::Acquire,
+            Ordering::Relaxed,
+        );
+        claimed.is_ok()
+    }
+
+    fn may_run(&self, epoch: u64) -> bool {
+        // Acquire pairs with the Release of `reported`: the walk's reads are over.
+        self.scanned.load(Ordering::Acquire) == epoch
+    }
+
+    fn is_due(&self, epoch: u64) -> bool {
+        // Relaxed: written under the registry lock, or by the thread that runs on the stack.
+        self.scanned.load(Ordering::Relaxed) != epoch
+            && matches!(self.state(), StackState::Suspended | StackState::Claimed)
+    }
+
+    fn reported(&self, epoch: u64) {
+        // Release pairs with the Acquire of `may_run`.
+        self.scanned.store(epoch, Ordering::Release);
+    }
+}
+
+/// The model test: with the cargo feature `loom`, as that of `state.rs`.
+#[cfg(all(test, feature = "loom"))]
+mod model;
+
 /// What a panic was raised with.
 pub(crate) type Payload = Box<dyn Any + Send>;
 
@@ -113,7 +170,7 @@ pub(crate) struct StackRecord {
     pub memory: Range<usize>,
     /// The number of its world.
     pub world: u64,
-    state: AtomicU32,
+    turns: Turns,
     /// The address of the record of the thread that has claimed it or runs on it; 0: none, or a
     /// thread that is not attached and makes its first frame.
     pub runner: AtomicUsize,
@@ -124,8 +181,6 @@ pub(crate) struct StackRecord {
     /// The last switch away from it was a suspension, from which it has not come back. Written by
     /// the thread that runs on it.
     pub leaves: AtomicBool,
-    /// The epoch in which a walk has reported it.
-    pub scanned: AtomicU64,
     /// The highest end of a frame that a walk has come to. 0: no walk yet.
     pub outermost: AtomicUsize,
     pub data: AtomicPtr<()>,
@@ -153,12 +208,11 @@ impl StackRecord {
         Self {
             memory,
             world,
-            state: AtomicU32::new(StackState::Idle as u32),
+            turns: Turns::new(AtomicU64::new(0), AtomicU64::new(0)),
             runner: AtomicUsize::new(0),
             outer: AtomicPtr::new(core::ptr::null_mut()),
             left: Left::new(),
             leaves: AtomicBool::new(false),
-            scanned: AtomicU64::new(0),
             outermost: AtomicUsize::new(0),
             data: AtomicPtr::new(core::ptr::null_mut()),
             started: AtomicBool::new(false),
@@ -171,32 +225,37 @@ impl StackRecord {
     }
 
     pub(crate) fn state(&self) -> StackState {
-        // Acquire pairs with the Release of `set` and `claim`: who finds the stack suspended sees
-        // where it was left, and its words.
-        let now = self.state.load(Ordering::Acquire);
-        StackState::ALL[now as usize % StackState::ALL.len()]
+        self.turns.state()
     }
 
     /// By the thread that has claimed the stack or runs on it, or under the registry lock when that
     /// thread is gone.
     pub(crate) fn set(&self, state: StackState) {
-        // Release pairs with the Acquire of `state` and `claim`.
-        self.state.store(state as u32, Ordering::Release);
+        self.turns.set(state);
     }
 
     /// Swaps `from` to CLAIMED or RUNNING, for the thread of that record.
     pub(crate) fn claim(&self, from: StackState, to: StackState, runner: usize) -> bool {
-        // Acquire pairs with the Release of `set`: the words of the stack, and where it was left.
-        let claimed = self.state.compare_exchange(
-            from as u32,
-            to as u32,
-            Ordering::Acquire,
-            Ordering::Relaxed,
-        );
-        if claimed.is_ok() {
+        let claimed = self.turns.claim(from, to);
+        if claimed {
             self.runner.store(runner, Ordering::Relaxed);
         }
-        claimed.is_ok()
+        claimed
+    }
+
+    /// Is it reported, so that the thread that has claimed it may run it?
+    pub(crate) fn may_run(&self, epoch: u64) -> bool {
+        self.turns.may_run(epoch)
+    }
+
+    /// Must its words be reported before its frames may run? Under the registry lock.
+    pub(crate) fn is_due(&self, epoch: u64) -> bool {
+        self.turns.is_due(epoch)
+    }
+
+    /// It is reported: under the registry lock after a walk, in a stop, or without frames.
+    pub(crate) fn reported(&self, epoch: u64) {
+        self.turns.reported(epoch);
     }
 
     /// Undoes [`claim`](Self::claim), or ends the stack's run.

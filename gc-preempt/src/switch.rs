@@ -123,12 +123,11 @@ fn claim(
         }
         let epoch = inner.epoch();
         if from != StackState::Suspended {
-            stack.scanned.store(epoch, Ordering::Relaxed);
+            stack.reported(epoch);
             stack.outermost.store(0, Ordering::Relaxed);
             stack.started.store(false, Ordering::Relaxed);
             stack.leaves.store(false, Ordering::Relaxed);
-        // Acquire pairs with the Release of the walk that has reported the stack.
-        } else if stack.scanned.load(Ordering::Acquire) != epoch && seam::reports_first() {
+        } else if !stack.may_run(epoch) && seam::reports_first() {
             stack.give_back(StackState::Suspended);
             drop(section);
             inner.report_before_resume(&mut lock()?, stack);
@@ -315,7 +314,7 @@ pub(crate) unsafe fn start<F: FnOnce() + Send + 'static>(
     stack.outermost.store(0, Ordering::Relaxed);
     stack.started.store(true, Ordering::Relaxed);
     stack.leaves.store(false, Ordering::Relaxed);
-    stack.scanned.store(inner.epoch(), Ordering::Relaxed);
+    stack.reported(inner.epoch());
     stack.give_back(StackState::Suspended);
     Ok(())
 }

@@ -84,8 +84,7 @@ impl World {
             if overlaps || !lock.add_stack(&memory) {
                 return Err(StackError::Overlaps);
             }
-            // Relaxed: nobody else knows the stack yet.
-            record.scanned.store(self.inner.epoch(), Ordering::Relaxed);
+            record.reported(self.inner.epoch());
             self.inner.members(&mut lock).add_stack(record);
             Ok(())
         })();
@@ -142,8 +141,7 @@ impl World {
                 seam::before_a_report(stack, epoch);
                 // SAFETY: the registry lock is held, and the stack is due: its frames stand still.
                 f(&unsafe { stack.suspended(unwind::NEVER) });
-                // Release pairs with the Acquire of the resumer: the walk is over.
-                stack.scanned.store(epoch, Ordering::Release);
+                stack.reported(epoch);
             }
         }
         (at > 0).then_some(at)
@@ -182,7 +180,7 @@ impl Stopped<'_> {
     pub fn begin_stack_epoch(&self) {
         let inner = &self.world.inner;
         let epoch = inner.epoch() + 1;
-        // Relaxed, here and below: the world is stopped, and the resume publishes it.
+        // Relaxed: the world is stopped, and the resume publishes it.
         inner.epoch.store(epoch, Ordering::Relaxed);
         // SAFETY: as in `suspended`.
         let all = unsafe { (*inner.members.get()).all() };
@@ -190,7 +188,7 @@ impl Stopped<'_> {
             let mut at = member.record.current();
             while let Some(stack) = at {
                 if stack.world == inner.id {
-                    stack.scanned.store(epoch, Ordering::Relaxed);
+                    stack.reported(epoch);
                 }
                 // SAFETY: the thread is stopped, so its chain does not change.
                 at = unsafe { stack.outer() };
@@ -201,14 +199,12 @@ impl Stopped<'_> {
 
 /// What tests may break here.
 mod seam {
-    use core::sync::atomic::Ordering;
-
     use crate::faults::Fault;
     use crate::stack_record::StackRecord;
 
     pub(super) fn before_a_report(stack: &StackRecord, epoch: u64) {
         if Fault::ReportedEarly.planted() {
-            stack.scanned.store(epoch, Ordering::Release);
+            stack.reported(epoch);
         }
     }
 }
