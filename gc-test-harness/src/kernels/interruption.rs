@@ -118,6 +118,22 @@ impl Interruption {
         addresses.map(|address| unsafe { (address as *const usize).read() })
     }
 
+    /// An interruption in which native code of Urge holds the registers at known addresses.
+    ///
+    /// # Safety
+    /// The words at the addresses are readable, and hold the registers in DWARF's order; that of
+    /// the stack pointer itself is not read.
+    pub unsafe fn of_words(pc: usize, sp: usize, words: [usize; 16]) -> Interruption {
+        Interruption {
+            pc,
+            sp,
+            // SAFETY: the contract.
+            fp: unsafe { (words[RBP] as *const usize).read() },
+            words,
+            vectors: 0..0,
+        }
+    }
+
     /// Whether the next instruction lies in the function at `entry` of so many bytes.
     pub fn is_in(&self, code: &Range<usize>) -> bool {
         code.contains(&self.pc)
@@ -232,18 +248,26 @@ pub fn walk_by_maps(
     encoding: u32,
     sink: &mut dyn RootSink,
 ) -> WalkStats {
+    match interrupted(code, mutator) {
+        Some((at, entry, frame)) => {
+            let places = frame.instructions.at((at.pc - entry) as u32);
+            at.walk(frame, entry, places, mutator, encoding, sink)
+        }
+        None => mutator.walk(sink),
+    }
+}
+
+/// Where a stop has interrupted a thread in one of these functions, with the function's first
+/// instruction and its facts.
+pub fn interrupted<'c>(
+    code: &'c [Code],
+    mutator: &StoppedMutator<'_>,
+) -> Option<(Interruption, usize, &'c ExactFrame)> {
     let snapshot = mutator.snapshot();
     let at = Interruption::of_snapshot(snapshot);
-    let function = code.iter().find(|code| code.range().contains(&at.pc));
-    if snapshot.origin != Origin::Call
-        && let Some(function) = function
-        && let Some(frame) = &function.exact
-    {
-        let entry = function.range().start;
-        let places = frame.instructions.at((at.pc - entry) as u32);
-        return at.walk(frame, entry, places, mutator, encoding, sink);
-    }
-    mutator.walk(sink)
+    let function = code.iter().find(|code| at.is_in(&code.range()))?;
+    let frame = function.exact.as_deref()?;
+    (snapshot.origin != Origin::Call).then(|| (at, function.range().start, frame))
 }
 
 /// Passes on what a walk reports of the frames beyond an interrupted one.

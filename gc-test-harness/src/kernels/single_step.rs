@@ -22,7 +22,7 @@ use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 
 use super::interruption::Interruption;
 
@@ -46,17 +46,20 @@ static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
 /// Installs the handler of SIGTRAP, once in the process.
 pub fn install() {
-    BEFORE.get_or_init(|| {
-        // SAFETY: reads the present action, and installs a handler of this type. The handler reads
-        // `BEFORE` only for a trap that is not ours, and then waits for it below.
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: reads the present action, and then installs a handler of this type. The handler
+        // finds `BEFORE` set.
         unsafe {
             let mut before: libc::sigaction = std::mem::zeroed();
+            let failed = libc::sigaction(libc::SIGTRAP, std::ptr::null(), &raw mut before);
+            assert_eq!(failed, 0, "SIGTRAP has an action");
+            BEFORE.get_or_init(|| before);
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = on_trap as *const () as usize;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
-            let failed = libc::sigaction(libc::SIGTRAP, &raw const action, &raw mut before);
-            assert_eq!(failed, 0, "SIGTRAP has a handler");
-            before
+            let failed = libc::sigaction(libc::SIGTRAP, &raw const action, std::ptr::null_mut());
+            assert_eq!(failed, 0, "SIGTRAP takes a handler");
         }
     });
 }
@@ -106,8 +109,6 @@ extern "C" fn on_trap(signal: c_int, info: *mut libc::siginfo_t, ucontext: *mut 
 
 /// Lets a SIGTRAP that is not ours have the effect that it would have without our handler.
 fn pass_on(signal: c_int, info: *mut libc::siginfo_t, ucontext: *mut c_void) {
-    // A trap between the installation and the store of `BEFORE` has no known handler, and takes the
-    // default action.
     let handler = BEFORE.get().map_or(libc::SIG_DFL, |b| b.sa_sigaction);
     let takes_info = BEFORE
         .get()
@@ -140,22 +141,20 @@ fn pass_on(signal: c_int, info: *mut libc::siginfo_t, ucontext: *mut c_void) {
 }
 
 /// Runs `call` with `each` called before every instruction of it that lies in one of the ranges,
-/// in the handler of SIGTRAP.
+/// in the handler of SIGTRAP, until `each` returns false.
 pub fn step_through(
     code: &[Range<usize>],
-    each: &mut dyn FnMut(&Interruption),
+    each: &mut dyn FnMut(&Interruption) -> bool,
     call: impl FnOnce(),
 ) {
     struct Each<'a> {
         code: &'a [Range<usize>],
-        each: &'a mut dyn FnMut(&Interruption),
+        each: &'a mut dyn FnMut(&Interruption) -> bool,
     }
     impl OnTrap for Each<'_> {
         fn trapped(&mut self, at: &Interruption) -> bool {
-            if self.code.iter().any(|range| at.is_in(range)) {
-                (self.each)(at);
-            }
-            true
+            let is_outside = !self.code.iter().any(|range| at.is_in(range));
+            is_outside || (self.each)(at)
         }
     }
     /// Clears the flag and takes the hook away, also if `call` panics.

@@ -2,9 +2,8 @@
 //!
 //! # Who does what
 //!
-//! 1. The stopper asks the thread ([`Stepped::state`] from `RUNNING` to `ASKED`) and sends SIGUSR2,
-//!    again and again until the thread has begun to step: a signal that finds native code has no
-//!    effect.
+//! 1. The stopper asks the thread (its state changes from `RUNNING` to `ASKED`) and sends SIGUSR2,
+//!    again and again until there is an answer.
 //! 2. The handler of SIGUSR2 sets the trap flag, if the interrupted instruction is managed.
 //! 3. The handler of SIGTRAP looks at the PC after each instruction. At a point it stops the
 //!    thread: it says where the thread stands, changes the state from `ASKED` to `STANDS`, and
@@ -13,24 +12,26 @@
 //!    the thread has not come to the blocking region yet, SIGURG stops it in the handler, which
 //!    makes no difference to a scan.
 //!
-//! A stopper that gives up changes `ASKED` to `RUNNING`. Both changes are compare-and-swaps, so
+//! A stopper that gives up changes `ASKED` to `RUNNING`. All changes are compare-and-swaps, so
 //! either the thread stands or the stopper has given up.
 //!
 //! # Native code
 //!
-//! Only managed code is stepped. A step that leaves managed code by a call of native code stands at
-//! the callee's first instruction, which counts as a point: the caller's frame has a map there, and
-//! the callee is an innermost frame of native code as for any stop. A step that leaves managed code
-//! otherwise ends the stepping, and the thread stays asked. It stops where it next runs managed
-//! code, or where it calls [`Stepped::poll`].
+//! Only managed code is stepped. Native code can be stopped anywhere, as by any stop: its frames are
+//! scanned word by word, and its managed callers have maps at their calls. So a request that finds
+//! native code, or that steps out of managed code, says so (`NATIVE`), and the stopper stops the
+//! world without a point. By then the thread may be in managed code again, which the stopper sees,
+//! and asks again.
+//!
+//! A step that calls native code stands at the callee's first instruction.
 
 use std::cell::{Cell, UnsafeCell};
 use std::ffi::{c_int, c_void};
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::Arc;
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use gc_preempt::sys::{futex_wait, futex_wake};
@@ -48,9 +49,14 @@ const RUNNING: u32 = 0;
 const ASKED: u32 = 1;
 /// The thread stands, and waits for [`RUNNING`].
 const STANDS: u32 = 2;
+/// The request has found native code, or no code.
+const NATIVE: u32 = 3;
 
 /// The signal of a request.
 const REQUEST: c_int = libc::SIGUSR2;
+
+/// The longest time between two signals of a request. A thread may be in native code by chance.
+const LONGEST_WAIT: Duration = Duration::from_micros(400);
 
 /// The longest call instruction that Cranelift makes, in bytes.
 const LONGEST_CALL: usize = 8;
@@ -85,7 +91,7 @@ pub enum Stand {
 pub struct Stepped {
     functions: Vec<Function>,
     state: AtomicU32,
-    /// The thread's id while it is in [`Stepped::run`], otherwise 0.
+    /// The thread's id while it is [`Entered`], otherwise 0.
     thread: AtomicI32,
     /// Whether the thread steps now.
     steps: AtomicBool,
@@ -97,7 +103,7 @@ pub struct Stepped {
     stand: UnsafeCell<Stand>,
 }
 
-// SAFETY: `last` belongs to the thread that is in `run`, and `run` admits one. `stand` changes hands
+// SAFETY: `last` belongs to the thread that has entered, and `enter` admits one. `stand` changes hands
 // by the state: the Release of `STANDS` in `stand_still` and the Acquire in `stop`.
 unsafe impl Sync for Stepped {}
 
@@ -105,9 +111,30 @@ thread_local! {
     static CURRENT: Cell<*const Stepped> = const { Cell::new(std::ptr::null()) };
 }
 
+/// The answer to a request.
+#[derive(Debug)]
+pub enum Answer<'a> {
+    /// The thread stands.
+    Stands(Standing<'a>),
+    /// The thread runs native code, or did so a moment ago.
+    Native,
+}
+
 /// Standing of a thread, which goes on when this is dropped.
 #[derive(Debug)]
 pub struct Standing<'a>(&'a Stepped);
+
+/// The time for which a thread answers requests. Stays on its thread.
+#[derive(Debug)]
+pub struct Entered<'a>(&'a Stepped, PhantomData<*const ()>);
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        CURRENT.set(std::ptr::null());
+        // Release pairs with the swap in `enter`, for `last` and `stand`.
+        self.0.thread.store(0, Ordering::Release);
+    }
+}
 
 impl Stepped {
     /// A thread that runs these functions, compiled with
@@ -131,45 +158,27 @@ impl Stepped {
         }
     }
 
-    /// Runs `f` on this thread, which stops when it is asked to, in managed code and at
-    /// [`poll`](Stepped::poll).
+    /// From now on the calling thread answers requests. `None`: another thread does so.
     ///
     /// # Panics
-    /// Another thread is in `run`, or this thread runs another one.
-    pub fn run<R>(&self, f: impl FnOnce() -> R) -> R {
-        struct Leave<'a>(&'a Stepped);
-        impl Drop for Leave<'_> {
-            fn drop(&mut self) {
-                CURRENT.set(std::ptr::null());
-                self.0.poll();
-                // Release pairs with the swap in `run`, for `last` and `stand`.
-                self.0.thread.store(0, Ordering::Release);
-            }
-        }
-        assert!(CURRENT.get().is_null(), "the thread is stepped already");
+    /// The thread answers those of another value already.
+    pub fn enter(&self) -> Option<Entered<'_>> {
+        assert!(CURRENT.get().is_null(), "the thread answers already");
         // SAFETY: a system call without arguments.
         let thread = unsafe { libc::gettid() };
-        // Acquire and Release: `last` and `stand` go from one thread to the next.
-        let free = self
-            .thread
-            .compare_exchange(0, thread, Ordering::AcqRel, Ordering::Relaxed);
-        assert!(free.is_ok(), "another thread is being stepped");
+        // Acquire pairs with the Release of the thread before: `last` and `stand` are handed on.
+        self.thread
+            .compare_exchange(0, thread, Ordering::Acquire, Ordering::Relaxed)
+            .ok()?;
         CURRENT.set(self);
-        let _leave = Leave(self);
-        f()
+        Some(Entered(self, PhantomData))
     }
 
-    /// Stops the thread here, if it is asked to. For native code that managed code calls.
-    pub fn poll(&self) {
-        // Relaxed: the change to `STANDS` decides.
-        if self.state.load(Ordering::Relaxed) == ASKED {
-            self.stand_still(Stand::Native);
-        }
-    }
-
-    /// Makes the thread stand, for at most `bound`. `None`: it did not come to a point in time, or
-    /// is not in [`run`](Stepped::run).
-    pub fn stop(&self, bound: Duration) -> Option<Standing<'_>> {
+    /// Asks the thread to stand. `None`: it has not answered in time.
+    ///
+    /// # Panics
+    /// Another stopper asks, or the thread stands already.
+    pub fn stop(&self, bound: Duration) -> Option<Answer<'_>> {
         let begun = Instant::now();
         // Relaxed: a request publishes nothing.
         let asked =
@@ -184,24 +193,43 @@ impl Stepped {
                 // SAFETY: a system call. A thread that has ended gets no signal.
                 unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, REQUEST) };
             }
-            // Acquire pairs with the Release in `stand_still`: `stand` is readable.
-            if self.state.load(Ordering::Acquire) == STANDS {
-                return Some(Standing(self));
+            if thread != 0 {
+                futex_wait(&self.state, ASKED, Some(wait));
             }
-            futex_wait(&self.state, ASKED, Some(wait));
-            if self.state.load(Ordering::Acquire) == STANDS {
-                return Some(Standing(self));
-            }
-            wait = (wait * 2).min(Duration::from_millis(5));
-            if begun.elapsed() > bound {
+            let late = begun.elapsed() > bound;
+            if thread == 0 || late {
+                // Acquire, here and below, pairs with the Release in `stand_still`: `stand` is
+                // readable.
                 let given_up = self.state.compare_exchange(
                     ASKED,
                     RUNNING,
                     Ordering::Acquire,
                     Ordering::Acquire,
                 );
-                return given_up.is_err().then_some(Standing(self));
+                if given_up.is_ok() {
+                    return (!late).then_some(Answer::Native);
+                }
             }
+            match self.state.load(Ordering::Acquire) {
+                STANDS => return Some(Answer::Stands(Standing(self))),
+                NATIVE => {
+                    // Relaxed: the thread changes the state from `ASKED` only.
+                    self.state.store(RUNNING, Ordering::Relaxed);
+                    return Some(Answer::Native);
+                }
+                _ => wait = (wait * 2).min(LONGEST_WAIT),
+            }
+        }
+    }
+
+    /// Answers that the thread runs native code.
+    fn is_native(&self) {
+        // Relaxed: the answer publishes nothing.
+        let answered =
+            self.state
+                .compare_exchange(ASKED, NATIVE, Ordering::Relaxed, Ordering::Relaxed);
+        if answered.is_ok() {
+            futex_wake(&self.state, 1);
         }
     }
 
@@ -227,6 +255,17 @@ impl Stepped {
         });
     }
 
+    /// Where the thread stands, if it does.
+    ///
+    /// # Safety
+    /// The caller keeps the [`Standing`] while it uses the result.
+    pub unsafe fn stand(&self) -> Option<&Stand> {
+        // Acquire pairs with the Release in `stand_still`.
+        let stands = self.state.load(Ordering::Acquire) == STANDS;
+        // SAFETY: the thread has written it, and the caller keeps the thread from going on.
+        stands.then(|| unsafe { &*self.stand.get() })
+    }
+
     fn function(&self, pc: usize) -> Option<&Function> {
         self.functions.iter().find(|f| f.range.contains(&pc))
     }
@@ -246,6 +285,11 @@ impl Stepped {
 }
 
 impl Stand {
+    /// Whether it is a point, reached on this stack.
+    pub fn is_on(&self, stack: &Range<usize>) -> bool {
+        matches!(self, Stand::Point { at, .. } if stack.contains(&at.sp))
+    }
+
     /// Walks the thread, which stands so and is stopped: at a point, the innermost frame by its
     /// places. `encoding` is the number that the code was registered with.
     pub fn walk(
@@ -288,7 +332,7 @@ struct Hook;
 impl OnTrap for Hook {
     fn trapped(&mut self, at: &Interruption) -> bool {
         let current = CURRENT.get();
-        // SAFETY: `run` keeps the value for as long as `CURRENT` names it.
+        // SAFETY: `Entered` borrows the value for as long as `CURRENT` names it.
         let Some(stepped) = (unsafe { current.as_ref() }) else {
             return false;
         };
@@ -311,6 +355,8 @@ impl Stepped {
         let Some(function) = self.function(at.pc) else {
             if self.was_called(at) {
                 self.stand_still(Stand::Native);
+            } else {
+                self.is_native();
             }
             return false;
         };
@@ -336,8 +382,11 @@ extern "C" fn on_request(_: c_int, _: *mut libc::siginfo_t, ucontext: *mut c_voi
     };
     // SAFETY: the kernel's argument.
     let at = unsafe { Interruption::of_signal(ucontext) };
-    if single_step::is_stepping() || stepped.function(at.pc).is_none() {
+    if single_step::is_stepping() {
         return;
+    }
+    if stepped.function(at.pc).is_none() {
+        return stepped.is_native();
     }
     stepped.last.set(at.pc);
     // Relaxed: the stopper's signals only.

@@ -12,7 +12,8 @@
 //! # What a scan keeps
 //!
 //! A scan keeps the cells that its words name, those that the program's own roots name, and all
-//! that these lead to. A live cell that is not kept is *missed*: a collection at this instruction
+//! that these lead to. A root counts for as long as the answer depends on it, which the oracle finds
+//! out in the same way. A live cell that is not kept is *missed*: a collection at this instruction
 //! would free it. A kept cell is *dead* if it is not alive, and neither a live cell nor a root leads
 //! to it: no exact collector would keep it.
 //!
@@ -35,18 +36,21 @@ pub const MOST_CELLS: usize = 64;
 pub trait Program {
     /// Its managed code.
     fn code(&self) -> &[Code];
-    /// Puts everything into the first state. The cells are the same in each run.
+    /// Puts everything into the first state.
     fn reset(&self);
     /// Runs, and gives an answer that depends on no address.
     fn run(&self) -> u64;
-    /// The addresses of its cells, at most [`MOST_CELLS`], and the bytes of each.
+    /// The addresses of its cells, at most [`MOST_CELLS`], and the bytes of each. A cell that is not
+    /// allocated yet has no bytes. The numbers of cells are the same in each run.
     fn cells(&self) -> Vec<Range<usize>>;
-    /// The words outside of the frame that name cells now.
+    /// The words outside of the frame that name cells.
     fn roots(&self) -> Vec<usize>;
-    /// The words that a cell holds.
+    /// The words that the cell of this number holds.
     fn words_of(&self, cell: usize) -> Vec<usize>;
     /// Gives the cell another content, with which the program must still end.
     fn ruin(&self, cell: usize);
+    /// Gives the root of this number another content.
+    fn ruin_root(&self, root: usize);
 }
 
 /// A set of cells: a bit for each.
@@ -93,8 +97,8 @@ pub struct Instruction {
     pub needed: Cells,
     /// What each cell leads to, itself included.
     leads_to: Vec<Cells>,
-    /// What the program's roots keep.
-    rooted: Cells,
+    /// What each of the program's roots keeps.
+    rooted: Vec<Cells>,
     /// What each scan keeps, in the order of `Scan::ALL`. `None`: no stop of this sort is here.
     kept: [Option<Cells>; 5],
 }
@@ -113,13 +117,15 @@ pub struct Judgement {
     pub stops: u64,
     /// Live cells that were missed, over all of them.
     pub missed: u64,
+    /// Instructions at which a live cell was missed.
+    pub stops_with_missed: u64,
     /// Dead cells that were kept, over all of them.
     pub dead: u64,
     /// The most dead cells that were kept at one instruction.
     pub dead_most: u64,
     /// Instructions at which a dead cell was kept.
     pub stops_with_dead: u64,
-    /// Instructions at which a live cell was missed: the function and the offset of each, once.
+    /// Where a live cell was missed: the function and the offset of each instruction, once.
     pub wrong: Vec<(usize, u32)>,
 }
 
@@ -135,6 +141,7 @@ impl Judgement {
             let dead = (kept & !instruction.needed).count_ones();
             sum.stops += 1;
             sum.missed += u64::from(missed);
+            sum.stops_with_missed += u64::from(missed > 0);
             sum.dead += u64::from(dead);
             sum.dead_most = sum.dead_most.max(u64::from(dead));
             sum.stops_with_dead += u64::from(dead > 0);
@@ -164,7 +171,7 @@ impl Heap<'_> {
                 && kept & 1 << number == 0
             {
                 kept |= 1 << number;
-                left.extend(self.program.words_of(self.cells[number].start));
+                left.extend(self.program.words_of(number));
             }
         }
         kept
@@ -173,7 +180,7 @@ impl Heap<'_> {
     /// What each cell leads to.
     fn leads_to(&self) -> Vec<Cells> {
         let starts = self.cells.iter().map(|cell| cell.start);
-        starts.map(|cell| self.keep([cell].into_iter())).collect()
+        starts.map(|word| self.keep([word].into_iter())).collect()
     }
 
     /// What each scan keeps at an instruction of this function.
@@ -182,20 +189,13 @@ impl Heap<'_> {
         let offset = (at.pc - entry) as u32;
         // SAFETY: the thread is about to run the instruction.
         let cfa = unsafe { at.cfa(entry) };
-        let roots = self.program.roots();
-        let with_roots = |places: Places| {
-            // SAFETY: the thread stands in the handler that made `at`.
-            let words = unsafe { at.words_at(places, cfa) };
-            self.keep(words.chain(roots.iter().copied()))
-        };
+        // SAFETY: the thread stands in the handler that made `at`.
+        let by_places = |places: Places| self.keep(unsafe { at.words_at(places, cfa) });
         Scan::ALL.map(|scan| match scan {
-            Scan::Words => {
-                // SAFETY: as above.
-                let words = unsafe { at.conservative_words(cfa) };
-                Some(self.keep(words.chain(roots.iter().copied())))
-            }
-            Scan::Maps => Some(with_roots(frame.instructions.at(offset))),
-            Scan::Points => frame.points.exactly_at(offset).map(with_roots),
+            // SAFETY: as above.
+            Scan::Words => Some(self.keep(unsafe { at.conservative_words(cfa) })),
+            Scan::Maps => Some(by_places(frame.instructions.at(offset))),
+            Scan::Points => frame.points.exactly_at(offset).map(by_places),
             Scan::Calls => {
                 let sites = &code.facts.sites;
                 let site = sites.iter().find(|site| site.return_offset == offset)?;
@@ -205,11 +205,11 @@ impl Heap<'_> {
                 for place in slots.chain([3, 12, 13, 14, 15].map(Place::Register)) {
                     places.insert(place).ok()?;
                 }
-                Some(with_roots(places))
+                Some(by_places(places))
             }
             Scan::Marks => {
                 code.marks.iter().find(|mark| mark.start == offset)?;
-                frame.points.exactly_at(offset).map(with_roots)
+                frame.points.exactly_at(offset).map(by_places)
             }
         })
     }
@@ -221,57 +221,75 @@ impl Heap<'_> {
 /// The program has too many cells, its code has no tables of places, or its runs differ.
 pub fn judge(program: &dyn Program) -> Vec<Instruction> {
     let ranges: Vec<Range<usize>> = program.code().iter().map(Code::range).collect();
-    program.reset();
-    let heap = Heap {
-        program,
-        cells: program.cells(),
-    };
-    assert!(heap.cells.len() <= MOST_CELLS, "too many cells");
     let run = RefCell::new(Vec::new());
+    program.reset();
     let answer = stepped(program, &ranges, &mut |_, at| {
         let function = ranges.iter().position(|range| at.is_in(range));
         let function = function.expect("only managed code is stepped");
         let code = &program.code()[function];
         let frame = code.exact.as_deref().expect("places are kept");
+        let heap = Heap {
+            program,
+            cells: program.cells(),
+        };
+        assert!(heap.cells.len() <= MOST_CELLS, "too many cells");
+        let roots = program.roots().into_iter();
         run.borrow_mut().push(Instruction {
             function,
             offset: (at.pc - code.range().start) as u32,
             alive: 0,
             needed: 0,
             leads_to: heap.leads_to(),
-            rooted: heap.keep(program.roots().into_iter()),
+            rooted: roots.map(|root| heap.keep([root].into_iter())).collect(),
             kept: heap.kept(code, frame, at),
         });
+        true
     });
     let mut run = run.into_inner();
     for (number, instruction) in run.iter_mut().enumerate() {
-        for (cell, range) in heap.cells.iter().enumerate() {
+        let matters = |ruin: &dyn Fn()| {
             program.reset();
             let ruined = stepped(program, &ranges, &mut |step, _| {
                 if step == number {
-                    program.ruin(range.start);
+                    ruin();
                 }
+                step < number
             });
-            instruction.alive |= u64::from(ruined != answer) << cell;
+            ruined != answer
+        };
+        let mut rooted = 0;
+        for (root, keeps) in instruction.rooted.iter().enumerate() {
+            if matters(&|| program.ruin_root(root)) {
+                rooted |= keeps;
+            }
         }
-        let alive = (0..heap.cells.len()).filter(|cell| instruction.alive & 1 << cell != 0);
-        let lead_to = alive.map(|cell| instruction.leads_to[cell]);
-        instruction.needed = lead_to.fold(instruction.rooted, |needed, cells| needed | cells);
+        instruction.needed = rooted;
+        for (cell, leads_to) in instruction.leads_to.iter().enumerate() {
+            if *leads_to != 0 && matters(&|| program.ruin(cell)) {
+                instruction.alive |= 1 << cell;
+                instruction.needed |= leads_to;
+            }
+        }
+        for kept in instruction.kept.iter_mut().flatten() {
+            *kept |= rooted;
+        }
     }
     run
 }
 
-/// Runs the program with `each` called before each instruction of managed code.
+/// Runs the program with `each` called before each instruction of managed code, until it returns
+/// false.
 fn stepped(
     program: &dyn Program,
     ranges: &[Range<usize>],
-    each: &mut dyn FnMut(usize, &Interruption),
+    each: &mut dyn FnMut(usize, &Interruption) -> bool,
 ) -> u64 {
     let mut step = 0;
     let mut answer = 0;
     let mut each = |at: &Interruption| {
-        each(step, at);
+        let steps_on = each(step, at);
         step += 1;
+        steps_on
     };
     step_through(ranges, &mut each, || answer = program.run());
     answer

@@ -40,6 +40,8 @@ pub struct Made {
     pub code: Vec<Code>,
     /// The addresses of the loads that fault to stop ([`Strategy::BackEdgeFault`]).
     pub poll_loads: Vec<usize>,
+    /// Bytes of the tables of places that the strategy's stops read.
+    place_bytes: u64,
 }
 
 /// Bytes of a table's head for a function: its address and size, and its frame's three numbers.
@@ -57,14 +59,15 @@ impl Made {
     }
 
     /// Bytes of the tables that a stop reads: of the stack maps of the calls, packed as a compiler
-    /// would write them to a file, and of the addresses of poll loads.
+    /// would write them to a file, of the addresses of poll loads, and of the places of references
+    /// where the strategy stops.
     pub fn metadata_bytes(&self) -> u64 {
         let functions = self.code.iter().map(|code| {
             let sites = code.facts.sites.iter();
             let sites = sites.map(|site| SITE_BYTES + SLOT_BYTES * site.slots.len() as u64);
             FUNCTION_BYTES + sites.sum::<u64>()
         });
-        functions.sum::<u64>() + 4 * self.poll_loads.len() as u64
+        functions.sum::<u64>() + 4 * self.poll_loads.len() as u64 + self.place_bytes
     }
 }
 
@@ -76,6 +79,8 @@ impl Maker {
     /// The refusal of Cranelift or of the system.
     pub fn new(strategy: Strategy) -> Result<Maker, CodegenError> {
         let mut arena = Arena::with_size(ARENA_BYTES)?;
+        // The tables change no byte of the code.
+        arena.keep_places();
         // The polls' callee preserves all registers. With a callee of the System V convention
         // Cranelift would keep values of the loop on the stack, for a call that is hardly ever made.
         let signature = Signature::new(CallConv::PreserveAll);
@@ -150,10 +155,19 @@ impl Maker {
                 .map(move |mark| start + mark.start as usize)
         });
         let poll_loads = loads.collect();
+        let frames = code.iter().filter_map(|code| code.exact.as_deref());
+        let place_bytes = match self.strategy {
+            Strategy::Maps => frames.map(|frame| frame.instructions.len()).sum(),
+            Strategy::Step | Strategy::BackEdgeFault => {
+                frames.map(|frame| frame.points.len()).sum()
+            }
+            _ => 0,
+        };
         Ok(Made {
             run,
             code,
             poll_loads,
+            place_bytes: place_bytes as u64,
         })
     }
 }

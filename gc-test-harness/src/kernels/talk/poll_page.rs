@@ -13,15 +13,20 @@
 //!   address as a return address and continues in [`poll_stub`], on the thread's own stack. The stub
 //!   saves what the interrupted code may have in registers, calls the runtime, and returns to the
 //!   load, which faults again as long as the page has no access.
+//! * The handler notes where the stub's frame will be, and the runtime's side clears the note before
+//!   it returns. So a stopper finds the registers of a thread that stands in the stub. The page must
+//!   belong to one thread for this.
 //! * The stub's unwind table is exact at its call, so a walk finds the interrupted frame. All
 //!   registers of that frame lie in the stub's frame, which a walk scans word by word.
 
 use std::io;
 use std::ptr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
+
+use crate::kernels::interruption::Interruption;
 
 /// Bytes of the page.
 const PAGE: usize = 4096;
@@ -47,6 +52,8 @@ struct Table {
     page: usize,
     /// In ascending order.
     loads: Vec<usize>,
+    /// The frame pointer of the stub that runs for one of these loads; 0 while none does.
+    stub: AtomicUsize,
     /// False once the page is gone.
     used: AtomicBool,
     next: *mut Table,
@@ -93,10 +100,11 @@ impl PollPage {
         let table = Box::into_raw(Box::new(Table {
             page: self.address(),
             loads,
+            stub: AtomicUsize::new(0),
             used: AtomicBool::new(true),
             next: TABLES.load(Ordering::Relaxed),
         }));
-        // Release: pairs with the Acquire in `is_poll`, which reads the table. On failure the list
+        // Release: pairs with the Acquire in `table_of`, which reads the table. On failure the list
         // has changed, and nothing has been published.
         while let Err(newest) = TABLES.compare_exchange_weak(
             // SAFETY: not yet published, so only this thread reads and writes it.
@@ -111,6 +119,28 @@ impl PollPage {
         // SAFETY: the table is never freed, and is not written from here on.
         self.table = Some(unsafe { &*table });
         Ok(())
+    }
+
+    /// The interruption of the thread that stands in the stub.
+    ///
+    /// # Safety
+    /// One thread executes the page's loads, and it is stopped while the result is used.
+    pub unsafe fn interruption(&self) -> Option<Interruption> {
+        // Relaxed: the stop orders it.
+        let stub = self.table?.stub.load(Ordering::Relaxed);
+        if stub == 0 {
+            return None;
+        }
+        // The stub pushes the flags and fourteen registers below its frame pointer, in this order.
+        // In DWARF's order they are RAX, RDX, RCX, RBX, RSI, RDI, then RBP and RSP, then R8 to R15.
+        let pushed = [2, 4, 3, 5, 6, 7, 0, 0, 8, 9, 10, 11, 12, 13, 14, 15];
+        // SAFETY: the stub's frame, whose thread is stopped. Above the saved RBP lies the load's
+        // address, and then the interrupted frame.
+        unsafe {
+            let load = ((stub + 8) as *const usize).read();
+            let words = pushed.map(|number| stub - 8 * number);
+            Some(Interruption::of_words(load, stub + 16, words))
+        }
     }
 
     /// Takes the page's access away: poll loads fault from now on.
@@ -188,32 +218,40 @@ unsafe extern "C" fn on_fault(
     let is_fault = info_ref.si_code > 0;
     // SAFETY: a field of every siginfo, which is meaningful for faults only.
     let address = unsafe { info_ref.si_addr() } as usize;
-    if is_fault && is_poll(address, pc) {
+    if is_fault && let Some(table) = table_of(pc).filter(|table| table.has(address)) {
         registers[RSP] -= 8;
         // SAFETY: the load's code has no red zone, and its stack has room: its function's callees
         // would have used these words. A thread without room for one word faults here, as for any
         // call.
         unsafe { (registers[RSP] as usize as *mut usize).write(pc) };
         registers[RIP] = (poll_stub as *const () as usize).cast_signed() as i64;
+        // The stub pushes RBP, and the address of that word becomes RBP. Relaxed: read by a stopper
+        // that has stopped this thread.
+        let stub = registers[RSP] as usize - 8;
+        table.stub.store(stub, Ordering::Relaxed);
         return;
     }
     pass_on(signal, info, ucontext, is_fault);
 }
 
-fn is_poll(address: usize, pc: usize) -> bool {
+impl Table {
+    fn has(&self, address: usize) -> bool {
+        (self.page..self.page + PAGE).contains(&address)
+    }
+}
+
+/// The table that has the load at this PC.
+fn table_of(pc: usize) -> Option<&'static Table> {
     // Acquire: pairs with the Release in `register`.
     let mut next = TABLES.load(Ordering::Acquire).cast_const();
     // SAFETY: tables are never freed, and not written after they were published.
     while let Some(table) = unsafe { next.as_ref() } {
-        if (table.page..table.page + PAGE).contains(&address)
-            && table.used.load(Ordering::Relaxed)
-            && table.loads.binary_search(&pc).is_ok()
-        {
-            return true;
+        if table.used.load(Ordering::Relaxed) && table.loads.binary_search(&pc).is_ok() {
+            return Some(table);
         }
         next = table.next;
     }
-    false
+    None
 }
 
 /// A fault that is no poll's: does what would have happened without this handler.
@@ -247,8 +285,15 @@ fn pass_on(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut libc::c_void,
 }
 
 /// The runtime's side: the end of a `no_preempt` section is a poll.
-extern "C" fn poll() {
+unsafe extern "C" fn poll(stub: *const usize) {
     gc_preempt::no_preempt_here(|| ());
+    // SAFETY: the stub's frame pointer. The word above its saved RBP says where the stub returns to:
+    // to a load that has faulted, or behind a call, which no table has.
+    let load = unsafe { stub.add(1).read() };
+    if let Some(table) = table_of(load) {
+        // Relaxed: as in the handler.
+        table.stub.store(0, Ordering::Relaxed);
+    }
 }
 
 /// The address of the polls' callee: a function without arguments that calls the runtime and
@@ -304,6 +349,7 @@ unsafe extern "C" fn poll_stub() {
         "movaps [rsp + 224], xmm14",
         "movaps [rsp + 240], xmm15",
         "cld",
+        "mov rdi, rbp",
         "call {poll}",
         "movaps xmm0, [rsp]",
         "movaps xmm1, [rsp + 16]",

@@ -80,9 +80,9 @@ impl Strategy {
 
     /// Whether the compiled code is that of [`Strategy::Unstopped`], byte for byte.
     pub fn leaves_code_alone(self) -> bool {
-        matches!(
+        !matches!(
             self,
-            Strategy::Unstopped | Strategy::Cooperative | Strategy::Async
+            Strategy::Prologue | Strategy::BackEdge | Strategy::BackEdgeFault
         )
     }
 }

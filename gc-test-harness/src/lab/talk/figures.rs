@@ -49,6 +49,34 @@ pub struct KernelFigures {
     pub stops: Stops,
     /// The judgement of scans. `None` for kernels without references, and where nothing stopped.
     pub precision: Option<Precision>,
+    /// The judgement of scans at every instruction. `None`: as for `precision`.
+    pub everywhere: Option<Everywhere>,
+}
+
+/// The judgement of a kernel's scans by the oracle at each instruction at which the strategy stops
+/// it, in a short run that is the same each time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Everywhere {
+    /// Instructions that the run executed and at which the strategy stops.
+    pub executed: u64,
+    /// Of these, the ones at which a live cell was missed.
+    pub executed_wrong: u64,
+    /// The offsets in the code of the instructions at which a live cell was missed.
+    pub wrong: Vec<u32>,
+    /// Dead cells that were kept, over all executed instructions.
+    pub dead_kept: u64,
+}
+
+impl Everywhere {
+    /// The object of one judgement.
+    pub fn json(&self) -> Value {
+        json!({
+            "executed": self.executed,
+            "executed_wrong": self.executed_wrong,
+            "wrong_offsets": self.wrong,
+            "dead_kept_cells": self.dead_kept,
+        })
+    }
 }
 
 /// The time of a kernel over the reference's, in pairs of neighbouring blocks.
@@ -226,6 +254,7 @@ impl KernelFigures {
             "stops": self.stops.times.len(),
             "not_stopped_within_1_s": self.stops.missed,
             "precision": self.precision.map(|precision| precision.json()),
+            "at_every_instruction": self.everywhere.as_ref().map(Everywhere::json),
         })
     }
 }

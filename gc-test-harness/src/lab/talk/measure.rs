@@ -11,7 +11,7 @@ use super::claims::claims;
 use super::figures::{KernelFigures, Stops, StrategyFigures, Talk};
 use super::slow::{Pairs, slow_down};
 use super::stage::{Stage, TalkError};
-use super::{precision, spinlock, stops};
+use super::{instructions, precision, spinlock, stops};
 use crate::kernels::talk::{Kernel, Strategy};
 use crate::lab::pause::ask_for_short_slices;
 use crate::report::histogram;
@@ -116,6 +116,7 @@ fn figures(
         metadata_bytes,
         stops,
         precision,
+        everywhere: instructions::judgement(kernel, strategy)?,
     })
 }
 

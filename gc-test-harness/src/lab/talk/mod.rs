@@ -3,6 +3,7 @@
 pub mod bell;
 pub mod claims;
 pub mod figures;
+pub mod instructions;
 pub mod measure;
 pub mod page;
 pub mod precision;
@@ -14,7 +15,7 @@ pub mod stage;
 pub mod stops;
 
 pub use figures::{
-    Claim, KernelFigures, Precision, SlowDown, Spinlock, Stops, StrategyFigures, Talk,
+    Claim, Everywhere, KernelFigures, Precision, SlowDown, Spinlock, Stops, StrategyFigures, Talk,
 };
 pub use measure::{Options, Storms, measure, storm, storms};
 pub use scenes::{Both, Gap, Handler, ManyRun, Scenes, Service, SpinlockScene, SwitchCost};

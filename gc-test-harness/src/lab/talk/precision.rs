@@ -146,7 +146,7 @@ fn rounds(
         std::thread::sleep(Duration::from_nanos(random.below(BEFORE_NANOS) as u64));
         let mut sink = Sink::new(stage);
         let (_, _, stores) = stage.stop(|stopped| {
-            scan(stopped, &mut sink);
+            scan(stage, stopped, &mut sink);
             for &node in &memory.nodes {
                 // SAFETY: the node is live by the work's root, and its only mutator is stopped.
                 unsafe { *value_of(node) += ADDED };
@@ -224,10 +224,10 @@ fn judge_stores(stage: &Stage, memory: &Memory, sink: &Sink) -> Found {
     }
 }
 
-fn scan(stopped: &Stopped<'_>, sink: &mut Sink) {
+fn scan(stage: &Stage, stopped: &Stopped<'_>, sink: &mut Sink) {
     for mutator in stopped.mutators() {
         sink.stack = mutator.stack();
-        mutator.walk(sink);
+        stage.walk(&mutator, sink);
     }
 }
 

@@ -49,6 +49,8 @@ impl fmt::Display for Talk {
         writeln!(f)?;
         self.slow_downs(f)?;
         writeln!(f)?;
+        self.everywhere(f)?;
+        writeln!(f)?;
         writeln!(f, "The talk's claims")?;
         for claim in &self.claims {
             write!(f, "{}", Verdict(claim))?;
@@ -58,6 +60,32 @@ impl fmt::Display for Talk {
 }
 
 impl Talk {
+    /// The judgement of scans at every instruction.
+    fn everywhere(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "Scans at each instruction of a short run at which a strategy stops"
+        )?;
+        for figures in &self.strategies {
+            for kernel in &figures.kernels {
+                if let Some(all) = &kernel.everywhere {
+                    writeln!(
+                        f,
+                        "{:<15}{:<11}{:>5} executed, a root missed at {:>3} ({} places in the \
+                         code), {:>4} dead cells kept",
+                        figures.strategy.name(),
+                        kernel.kernel.name(),
+                        all.executed,
+                        all.executed_wrong,
+                        all.wrong.len(),
+                        all.dead_kept
+                    )?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The slow-down of each kernel under each strategy.
     fn slow_downs(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let all = self.strategies.iter();

@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 use gc_core::jit::CodeGuard;
 use gc_core::raw::Encoding;
 use gc_core::{Heap, Mutator};
-use gc_preempt::{StopError, StopReport, Stopped};
+use gc_preempt::{RootSink, StopError, StopReport, Stopped, StoppedMutator, WalkStats};
 
 use crate::kernels::codegen::CodegenError;
+use crate::kernels::interruption::{Interruption, interrupted, walk_by_maps};
+use crate::kernels::step::{Answer, Standing, Stepped};
 use crate::kernels::talk::control::{NO_LIMIT, POISON};
 use crate::kernels::talk::maker::Run;
 use crate::kernels::talk::{Cells, Control, Kernel, Made, PollPage, Strategy, Work, WorkError};
@@ -77,6 +79,14 @@ impl From<WorkError> for TalkError {
     }
 }
 
+/// Threads that may run a kernel at once.
+const THREADS: usize = 2;
+/// The encoding of the references in the stack maps.
+const ENCODING: u32 = 0;
+/// The time for which a thread may step. A thread that is to stop within a second answers earlier,
+/// or ends its pass.
+const STEPS_FOR: Duration = Duration::from_secs(60);
+
 /// A kernel that is ready to run and to be stopped.
 pub struct Stage {
     /// The kernel.
@@ -93,6 +103,8 @@ pub struct Stage {
     page: PollPage,
     /// The kernel's thread has ended, perhaps by an error.
     left: AtomicBool,
+    /// For [`Strategy::Step`]: one for each thread that may run the kernel.
+    stepped: Vec<Stepped>,
     _guards: Vec<CodeGuard>,
 }
 
@@ -119,6 +131,10 @@ impl Stage {
             // threads are this heap's mutators.
             unsafe { page.register(made.poll_loads.clone())? };
         }
+        let stepped = match strategy {
+            Strategy::Step => (0..THREADS).map(|_| Stepped::new(&made.code)).collect(),
+            _ => Vec::new(),
+        };
         Ok(Stage {
             kernel,
             strategy,
@@ -128,6 +144,7 @@ impl Stage {
             cells,
             page,
             left: AtomicBool::new(false),
+            stepped,
             _guards: guards,
         })
     }
@@ -221,15 +238,81 @@ impl Stage {
         during: impl FnOnce(&Stopped<'_>) -> R,
     ) -> Result<(Duration, StopReport, R), TalkError> {
         let begun = Instant::now();
-        self.raise()?;
-        let raised = begun.elapsed();
-        let stopped = self.heap.world().stop();
-        let lowered = Lower(self);
-        let stopped = stopped.map_err(|e: StopError| TalkError::heap(e))?;
-        let result = during(&stopped);
-        drop(lowered);
-        let report = stopped.resume();
-        Ok((raised + report.time_to_stop, report, result))
+        loop {
+            self.raise()?;
+            let standing = self.stand();
+            let raised = begun.elapsed();
+            let stopped = self.heap.world().stop();
+            let lowered = Lower(self);
+            let stopped = stopped.map_err(|e: StopError| TalkError::heap(e))?;
+            if self.strategy == Strategy::Step && self.is_between_points(&stopped) {
+                // A thread has come back from native code since it was asked.
+                drop((stopped, lowered, standing));
+                continue;
+            }
+            let result = during(&stopped);
+            drop(lowered);
+            let report = stopped.resume();
+            drop(standing);
+            return Ok((raised + report.time_to_stop, report, result));
+        }
+    }
+
+    /// Steps the threads that run managed code to points.
+    fn stand(&self) -> Vec<Standing<'_>> {
+        let answers = self.stepped.iter().map(|one| one.stop(STEPS_FOR));
+        let standing = answers.filter_map(|answer| match answer {
+            Some(Answer::Stands(standing)) => Some(standing),
+            _ => None,
+        });
+        standing.collect()
+    }
+
+    /// Whether a stop has interrupted the kernel where the table of points has no entry.
+    fn is_between_points(&self, stopped: &Stopped<'_>) -> bool {
+        stopped.mutators().any(|mutator| {
+            interrupted(&self.made.code, &mutator).is_some_and(|(at, entry, frame)| {
+                frame.points.exactly_at((at.pc - entry) as u32).is_none()
+            })
+        })
+    }
+
+    /// Walks a thread that [`stop`](Stage::stop) has stopped, as a stop by this strategy scans it:
+    /// by an exact map of the innermost frame where the strategy has one.
+    pub fn walk(&self, mutator: &StoppedMutator<'_>, sink: &mut dyn RootSink) -> WalkStats {
+        let code = &self.made.code;
+        match self.strategy {
+            Strategy::Maps => walk_by_maps(code, mutator, ENCODING, sink),
+            Strategy::Step => {
+                // SAFETY: `stop` keeps the threads standing while its caller looks at them.
+                let stands = self.stepped.iter().filter_map(|one| unsafe { one.stand() });
+                let mut stands = stands.filter(|stand| stand.is_on(&mutator.stack()));
+                match (stands.next(), interrupted(code, mutator)) {
+                    (Some(stand), _) => stand.walk(mutator, ENCODING, sink),
+                    (None, Some((at, entry, frame))) => {
+                        let places = frame.points.at((at.pc - entry) as u32);
+                        at.walk(frame, entry, places, mutator, ENCODING, sink)
+                    }
+                    (None, None) => mutator.walk(sink),
+                }
+            }
+            Strategy::BackEdgeFault => {
+                // SAFETY: the kernels that are judged run on one thread, which is stopped.
+                let at = unsafe { self.page.interruption() };
+                let function = |at: &Interruption| {
+                    let function = code.iter().find(|code| at.is_in(&code.range()))?;
+                    Some((function.range().start, function.exact.as_deref()?))
+                };
+                match at.as_ref().map(|at| (at, function(at))) {
+                    Some((at, Some((entry, frame)))) => {
+                        let places = frame.points.at((at.pc - entry) as u32);
+                        at.walk(frame, entry, places, mutator, ENCODING, sink)
+                    }
+                    _ => mutator.walk(sink),
+                }
+            }
+            _ => mutator.walk(sink),
+        }
     }
 
     /// Runs a full collection, for whose stops the kernel's thread stops by the strategy.
@@ -238,9 +321,10 @@ impl Stage {
     /// The system's refusal.
     pub fn collect(&self) -> Result<(), TalkError> {
         self.raise()?;
+        let standing = self.stand();
         let lowered = Lower(self);
         self.heap.collect();
-        drop(lowered);
+        drop((lowered, standing));
         Ok(())
     }
 }
@@ -293,8 +377,11 @@ impl Player<'_> {
         self.work.input.passes.store(passes, Ordering::Relaxed);
         // Release, here and below: pairs with the Acquire in `Stage::plays`.
         control.caller.store(caller, Ordering::Release);
+        // Without one that is free, the thread is stopped as native code.
+        let entered = self.stage.stepped.iter().find_map(Stepped::enter);
         // SAFETY: the control belongs to this thread, and the input is the kernel's.
         let answer = unsafe { run(control, &raw const *self.work.input) };
+        drop(entered);
         control.caller.store(0, Ordering::Release);
         answer
     }

@@ -48,6 +48,7 @@ fn made_up() -> (Talk, Scenes) {
                     stops_with_dead: 3,
                     roots_missed: u64::from(strategy == Strategy::Maps),
                 }),
+                everywhere: None,
             }
         });
         StrategyFigures {
