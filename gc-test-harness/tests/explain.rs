@@ -249,6 +249,20 @@ fn a_poll_on_a_back_edge_is_a_call_with_a_map() {
 }
 
 #[test]
+fn a_map_at_every_instruction_names_the_list_s_register() {
+    let pieces = pieces(&["list", "--strategy", "maps"]);
+    let lines: Vec<&Value> = pieces.iter().flat_map(instructions).collect();
+    assert!(lines.iter().all(|line| line["map"].is_array()));
+    let in_registers = lines.iter().filter(|line| {
+        let mut names = line["map"].as_array().into_iter().flatten();
+        names.any(|name| name.as_str().is_some_and(|name| name.starts_with('r')))
+    });
+    assert!(in_registers.count() > 0, "{lines:?}");
+    // Single steps end at calls' returns and at targets of jumps backwards.
+    assert!(lines.iter().any(|line| line["point"] == true), "{lines:?}");
+}
+
+#[test]
 fn a_name_that_no_function_has_is_exit_64_with_the_names() {
     let program = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/closures.lox");
     for (arguments, code, said) in [

@@ -11,14 +11,16 @@ use std::path::PathBuf;
 use gc_core::Heap;
 use gc_core::internals::barrier_routines;
 use gc_core::raw::Encoding;
+use gc_preempt::StopError;
 use serde_json::{Value, json};
 
 pub use self::piece::{Call, Data, Line, Piece};
 use crate::kernels::alloc::Allocating;
 use crate::kernels::codegen::{Arena, Code};
 use crate::kernels::deep::Frames;
+use crate::kernels::exact::ExactFrame;
 use crate::kernels::loops::Loops;
-use crate::kernels::talk::{Kernel, Strategy};
+use crate::kernels::talk::{Kernel, Maker, Strategy};
 use crate::lox::listing;
 use crate::lox::run::{EXIT_COMPILE_ERROR, EXIT_UNREADABLE, EXIT_USAGE};
 
@@ -109,7 +111,8 @@ unsafe       no thread stops there: the stopper signals it again until it is els
 A stop scans all registers and the vector registers in use word by word, and of the innermost frame
 each word from the red zone below SP to the CFA. Before `push rbp` and at `ret` the return address
 is at SP, so the CFA is SP+8; after the push it is SP+16; elsewhere RBP gives it. `|` says what a
-stop scans of the frame while the call before it has not returned.
+stop scans of the frame while the call before it has not returned. With --strategy maps or step, the
+last column has the places that the map of the instruction names, and the points that steps go to.
 ";
 
 /// A registered function.
@@ -122,6 +125,8 @@ struct Source<'a> {
     bytes: &'a [u8],
     /// Offsets of instructions besides the first.
     entries: Vec<u32>,
+    /// The places of its references at each instruction, if the compiler kept them.
+    exact: Option<&'a ExactFrame>,
 }
 
 impl<'a> Source<'a> {
@@ -132,6 +137,7 @@ impl<'a> Source<'a> {
             address: code.facts.address,
             bytes: code.bytes(),
             entries: code.facts.sites.iter().map(|s| s.return_offset).collect(),
+            exact: code.exact.as_deref(),
         }
     }
 }
@@ -178,6 +184,7 @@ fn routines<'a>() -> impl Iterator<Item = Source<'a>> {
         // SAFETY: the program's own text.
         bytes: unsafe { std::slice::from_raw_parts(range.start as *const u8, range.len()) },
         entries: Vec::new(),
+        exact: None,
     })
 }
 
@@ -206,7 +213,12 @@ fn kernels(name: Option<&str>) -> Result<Outcome, ExplainError> {
 fn talk_kernels(name: Option<&str>, strategy: Strategy) -> Result<Outcome, ExplainError> {
     let mut all = Vec::new();
     for kernel in Kernel::ALL {
-        all.push((kernel, kernel.compile(strategy).map_err(failed)?.code));
+        let mut maker = Maker::new(strategy).map_err(failed)?;
+        if matches!(strategy, Strategy::Maps | Strategy::Step) {
+            maker.arena.keep_places();
+        }
+        kernel.build(&mut maker).map_err(failed)?;
+        all.push((kernel, maker.finish().map_err(failed)?.code));
     }
     let codes: Vec<Code> = all.iter().flat_map(|(_, code)| code.clone()).collect();
     registered(&codes, || {
@@ -249,8 +261,11 @@ fn choose(sources: &[Source<'_>], name: Option<&str>) -> Result<Outcome, Explain
         .collect();
     let chosen = sources.iter().filter(|source| source.name == name);
     let pieces: Vec<Piece> = chosen
-        .map(|s| Piece::new(s.title, s.address, s.bytes, &s.entries, &known))
-        .collect::<Result<_, _>>()
+        .map(|s| {
+            let piece = Piece::new(s.title, s.address, s.bytes, &s.entries, &known)?;
+            Ok(s.exact.into_iter().fold(piece, Piece::with_places))
+        })
+        .collect::<Result<_, StopError>>()
         .map_err(|error| ExplainError::new(1, error))?;
     if pieces.is_empty() {
         let why = format!("no function `{name}`; there are: {}", names.join(", "));

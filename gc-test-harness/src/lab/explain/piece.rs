@@ -11,6 +11,9 @@ use iced_x86::{
 };
 use serde_json::{Value, json};
 
+use crate::kernels::exact::ExactFrame;
+use crate::kernels::places::{Place, Places};
+
 /// A function's machine code.
 #[derive(Debug)]
 pub struct Piece {
@@ -39,6 +42,10 @@ pub struct Line {
     pub stop: Explanation,
     /// If it is a call: what a stop that meets the callee scans of this frame.
     pub call: Option<Call>,
+    /// The places of references by the map of the instruction, if the compiler kept them.
+    pub places: Option<Places>,
+    /// Whether single steps end there.
+    pub point: bool,
 }
 
 /// The frame of a function while a call in it has not returned. `None`: the function is not
@@ -125,6 +132,8 @@ impl Piece {
                     true => Some(explain(address + end)?.calling),
                     false => None,
                 },
+                places: None,
+                point: false,
             });
         }
         if end < bytes.len() {
@@ -139,6 +148,16 @@ impl Piece {
         })
     }
 
+    /// Adds the places of references that the compiler kept.
+    pub fn with_places(mut self, exact: &ExactFrame) -> Piece {
+        for line in &mut self.lines {
+            let offset = line.offset as u32;
+            line.places = Some(exact.instructions.at(offset));
+            line.point = exact.points.exactly_at(offset).is_some();
+        }
+        self
+    }
+
     /// The object that `--json` prints of the function. Places are in bytes from SP.
     pub fn json(&self) -> Value {
         let lines = self.lines.iter().map(|line| {
@@ -151,6 +170,10 @@ impl Piece {
             });
             if let StopAt::Restart { start } = line.stop.stop {
                 object["continues_at"] = (start.cast_signed() - self.address.cast_signed()).into();
+            }
+            if let Some(places) = line.places {
+                object["map"] = places.iter().map(place_name).collect();
+                object["point"] = line.point.into();
             }
             if let Some(call) = &line.call {
                 object["call_scans"] = call.as_ref().map(report_json).into();
@@ -210,6 +233,19 @@ fn class(stop: &StopAt) -> &'static str {
         StopAt::Restart { .. } => "restartable",
         StopAt::Unsafe => "unsafe",
         _ => "unknown",
+    }
+}
+
+/// A place of a map.
+fn place_name(place: Place) -> String {
+    /// By DWARF's numbers.
+    const NAMES: [&str; 8] = ["rax", "rdx", "rcx", "rbx", "rsi", "rdi", "rbp", "rsp"];
+    match place {
+        Place::Register(number) => match NAMES.get(number as usize) {
+            Some(name) => (*name).to_owned(),
+            None => format!("r{number}"),
+        },
+        Place::BelowCfa(bytes) => format!("[CFA-{bytes}]"),
     }
 }
 
@@ -317,6 +353,17 @@ impl fmt::Display for Piece {
             let mut scans = scans.map_or_else(|| "-".to_owned(), |scans| scans.to_string());
             if let StopAt::Restart { start } = line.stop.stop {
                 scans = format!("{scans}, continues at {:04x}", start - self.address);
+            }
+            if let Some(places) = line.places {
+                let names: Vec<String> = places.iter().map(place_name).collect();
+                scans += match line.point {
+                    true => "  point, map: ",
+                    false => "  map: ",
+                };
+                scans += &match names.is_empty() {
+                    true => "none".to_owned(),
+                    false => names.join(" "),
+                };
             }
             writeln!(
                 f,

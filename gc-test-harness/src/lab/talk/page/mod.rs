@@ -202,10 +202,10 @@ fn claims(claims: &[Claim]) -> String {
         return String::new();
     }
     let figure = |value: f64, unit: &str| {
-        let unit = match unit {
-            "percent" => "%",
-            "us" => "\u{b5}s",
-            other => other,
+        let unit = unit.replacen("percent", "%", 1);
+        let unit = match unit.strip_prefix("us") {
+            Some(rest) => format!("\u{b5}s{rest}"),
+            None => unit,
         };
         let digits = usize::from(value.abs() < 99.95 && value.fract() != 0.0);
         format!("{value:.digits$} {unit}")
