@@ -5,6 +5,7 @@ pub mod kernels;
 pub mod lab;
 pub mod lox;
 pub mod report;
+pub mod sched;
 pub mod search;
 
 #[cfg(all(test, feature = "faults"))]

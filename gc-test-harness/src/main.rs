@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use gc_test_harness::kernels::talk::{Kernel, Strategy};
 use gc_test_harness::lab::explain::ExplainArgs;
+use gc_test_harness::lab::green::{self, GreenArgs};
 use gc_test_harness::lab::{
     churn, concurrent, demo, explain, fragment, fuzz, mark, pause, soak, talk, trees, warm,
 };
@@ -66,6 +67,8 @@ enum Command {
     Explain(ExplainArgs),
     /// Measure the ways to interrupt a loop that "Pardon the Interruption" names, on the same kernels
     Talk(Talk),
+    /// Play scenes with green threads, which yield at calls only or are preempted in their loops
+    Green(GreenArgs),
     /// Touch memory and free it, so that the next program does not wait for memory of the virtual
     /// machine's host
     Warm(Warm),
@@ -221,6 +224,7 @@ fn main() -> ExitCode {
         Some(Command::Soak(options)) => run_soak(&options, cli.json),
         Some(Command::Explain(options)) => run_explain(&options, cli.json),
         Some(Command::Talk(options)) => run_talk(&options, cli.json),
+        Some(Command::Green(options)) => show(cli.json, green::run(&options), green::Outcome::json),
         Some(Command::Warm(options)) => run_warm(&options, cli.json),
     }
 }

@@ -399,6 +399,7 @@ const GC_TEST_HARNESS: Floors = &[
         "lab/random.rs",
         "lab/gauge.rs",
         "kernels/",
+        "sched/",
     ],
     &[
         "lox/fault.rs",

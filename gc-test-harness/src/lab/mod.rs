@@ -10,6 +10,7 @@ pub mod explain;
 pub mod fragment;
 pub mod fuzz;
 pub mod gauge;
+pub mod green;
 pub mod mark;
 pub mod oracle;
 pub mod pause;

@@ -1,0 +1,117 @@
+//! Costs of switches between green threads, on one worker.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use gc_core::Heap;
+
+use super::stage::Stage;
+use crate::sched::{Mode, Options, yield_now};
+
+/// A request is repeated after this time.
+const PATIENCE: Duration = Duration::from_millis(1);
+
+/// Nanoseconds of one switch.
+#[derive(Clone, Copy, Debug)]
+pub struct Costs {
+    /// A green thread yields, and another one goes on.
+    pub yield_ns: f64,
+    /// A green thread is interrupted in a loop, suspended, queued, and goes on.
+    pub preempt_ns: f64,
+}
+
+/// Measures so many yields of two green threads, and so many preemptions of one.
+///
+/// # Errors
+/// The system's refusal.
+pub fn measure(yields: u64, preemptions: u64) -> Result<Costs, String> {
+    Ok(Costs {
+        yield_ns: yields_cost(yields)?,
+        preempt_ns: preemptions_cost(preemptions)?,
+    })
+}
+
+fn options() -> Options {
+    Options {
+        workers: 1,
+        // The monitor does not interfere.
+        slice: Duration::from_secs(3600),
+        mode: Mode::Async,
+        ..Options::default()
+    }
+}
+
+fn yields_cost(times: u64) -> Result<f64, String> {
+    let stage = Stage::new(Heap::builder())?;
+    let scheduler = stage.scheduler(options())?;
+    let (began, took) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let start = Instant::now();
+    for _ in 0..2 {
+        let (began, took) = (began.clone(), took.clone());
+        scheduler.spawn(move || {
+            // The two begin together.
+            began.fetch_add(1, Ordering::Relaxed);
+            while began.load(Ordering::Relaxed) < 2 {
+                yield_now();
+            }
+            let from = start.elapsed();
+            for _ in 0..times {
+                yield_now();
+            }
+            let nanos = (start.elapsed() - from).as_nanos() as u64;
+            took.fetch_max(nanos, Ordering::Relaxed);
+        })?;
+    }
+    scheduler.wait()?;
+    Ok(took.load(Ordering::Relaxed) as f64 / (2 * times) as f64)
+}
+
+/// The time that a loop loses by each preemption.
+fn preemptions_cost(times: u64) -> Result<f64, String> {
+    let stage = Stage::new(Heap::builder())?;
+    let scheduler = stage.scheduler(options())?;
+    let count = stage.loops.count;
+    let turns = 50_000_000;
+    count(1, turns / 10);
+    let begun = Instant::now();
+    count(1, turns);
+    let alone = begun.elapsed().as_secs_f64();
+    let (lost, done) = (
+        Arc::new(AtomicU64::new(0)),
+        Arc::new(AtomicBool::new(false)),
+    );
+    scheduler.spawn({
+        let (lost, done) = (lost.clone(), done.clone());
+        move || {
+            let mut nanos = 0.0;
+            while !done.load(Ordering::Relaxed) {
+                let begun = Instant::now();
+                count(1, turns);
+                nanos += (begun.elapsed().as_secs_f64() - alone) * 1e9;
+            }
+            lost.store(nanos.max(0.0) as u64, Ordering::Relaxed);
+        }
+    })?;
+    let preempter = loop {
+        match scheduler.preempter(0) {
+            Some(preempter) => break preempter,
+            None => std::thread::yield_now(),
+        }
+    };
+    let counted = || scheduler.counts().preemptions;
+    let before = counted();
+    while counted() - before < times {
+        let last = counted();
+        preempter.preempt();
+        // A request that finds the green thread between two loops is lost, so it is repeated.
+        let asked = Instant::now();
+        while counted() == last && asked.elapsed() < PATIENCE {
+            std::hint::spin_loop();
+        }
+    }
+    done.store(true, Ordering::Relaxed);
+    scheduler.wait()?;
+    let preemptions = counted() - before;
+    Ok(lost.load(Ordering::Relaxed) as f64 / preemptions as f64)
+}

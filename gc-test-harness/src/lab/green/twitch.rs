@@ -1,0 +1,151 @@
+//! The Twitch trace of the talk: many request handlers, and one green thread that decodes base64
+//! for a long time without any call. Who waits, and for how long?
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use gc_core::Heap;
+
+use super::stage::Stage;
+use crate::kernels::loops::{base64_encode, base64_table, count_oracle};
+use crate::lab::talk::{Gap, Handler, Service};
+use crate::sched::{Channel, Mode, Options, sleep};
+
+/// The sizes of the scene.
+#[derive(Clone, Copy, Debug)]
+pub struct Twitch {
+    /// Request handlers.
+    pub handlers: usize,
+    /// The time between two requests to a handler.
+    pub every: Duration,
+    /// The least length of the decode.
+    pub decode: Duration,
+    /// The time before the decode, and after it.
+    pub margin: Duration,
+    /// Workers.
+    pub workers: usize,
+    /// The slice.
+    pub slice: Duration,
+}
+
+impl Default for Twitch {
+    fn default() -> Twitch {
+        Twitch {
+            handlers: 48,
+            every: Duration::from_millis(5),
+            decode: Duration::from_millis(300),
+            margin: Duration::from_millis(100),
+            workers: 1,
+            slice: Duration::from_millis(10),
+        }
+    }
+}
+
+/// Turns of the loop that serves a request: some microseconds.
+const REQUEST: u64 = 2_000;
+
+/// A request that was served: to which handler, when it was due, and when it was served.
+struct Served(usize, Instant, Instant);
+
+/// Plays the scene.
+///
+/// # Errors
+/// The system's refusal, or a wrong answer.
+pub fn play(mode: Mode, sizes: &Twitch) -> Result<Service, String> {
+    let stage = Stage::new(Heap::builder())?;
+    let scheduler = stage.scheduler(Options {
+        workers: sizes.workers,
+        slice: sizes.slice,
+        mode,
+        ..Options::default()
+    })?;
+    let begun = Instant::now();
+    let ms = move |at: Instant| at.duration_since(begun).as_secs_f64() * 1e3;
+    let slice_ms = sizes.slice.as_secs_f64() * 1e3;
+    let over = Arc::new(AtomicBool::new(false));
+    let service = Arc::new(Mutex::new(Service {
+        slice_ms,
+        handlers: vec![Handler::default(); sizes.handlers],
+        ..Service::default()
+    }));
+
+    let served = Channel::<Served>::new(256);
+    scheduler.spawn({
+        let (served, service) = (served.clone(), service.clone());
+        move || {
+            while let Some(Served(number, due, at)) = served.receive() {
+                let mut service = service.lock().unwrap_or_else(PoisonError::into_inner);
+                let handler = &mut service.handlers[number];
+                let waited = at.duration_since(due).as_secs_f64() * 1e3;
+                handler.served += 1;
+                handler.longest_ms = handler.longest_ms.max(waited);
+                if waited > slice_ms {
+                    let start_ms = ms(due);
+                    handler.gaps.push(Gap {
+                        start_ms,
+                        length_ms: waited,
+                    });
+                }
+            }
+        }
+    })?;
+    let running = Arc::new(AtomicU64::new(sizes.handlers as u64));
+    for number in 0..sizes.handlers {
+        let (served, over, running) = (served.clone(), over.clone(), running.clone());
+        let (count, every) = (stage.loops.count, sizes.every);
+        scheduler.spawn(move || {
+            // The requests to the handlers come one after the other.
+            let mut due = Instant::now() + every * (number as u32) / 48;
+            while !over.load(Relaxed) {
+                sleep(due.saturating_duration_since(Instant::now()));
+                let answer = count(number as u64, REQUEST);
+                assert_eq!(answer, count_oracle(number as u64, REQUEST));
+                let now = Instant::now();
+                if served.send(Served(number, due, now)).is_err() {
+                    break;
+                }
+                due = (due + every).max(now);
+            }
+            if running.fetch_sub(1, Relaxed) == 1 {
+                served.close();
+            }
+        })?;
+    }
+    let decode = stage.loops.base64;
+    let (times, sizes) = (service.clone(), *sizes);
+    scheduler.spawn(move || {
+        let bytes: Vec<u8> = (0..3 << 20).map(|i: u32| (i ^ i >> 8) as u8).collect();
+        let text = base64_encode(&bytes);
+        let table = base64_table();
+        let mut output = vec![0u8; bytes.len() + 3];
+        sleep(sizes.margin);
+        let start = Instant::now();
+        while start.elapsed() < sizes.decode {
+            // SAFETY: the text's length is a multiple of 4, and the output has room for it.
+            let written = unsafe {
+                decode(
+                    text.as_ptr(),
+                    text.len(),
+                    output.as_mut_ptr(),
+                    table.as_ptr(),
+                )
+            };
+            assert_eq!(written, bytes.len());
+        }
+        let end = Instant::now();
+        assert!(output[..bytes.len()] == bytes[..], "a wrong decode");
+        let mut service = times.lock().unwrap_or_else(PoisonError::into_inner);
+        service.decode_ms = (ms(start), ms(end));
+        drop(service);
+        sleep(sizes.margin);
+        over.store(true, Relaxed);
+    })?;
+    scheduler.wait()?;
+    let mut service = service
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
+    service.end_ms = ms(Instant::now());
+    Ok(service)
+}

@@ -1,0 +1,127 @@
+//! One green thread: its stack, and how it waits.
+//!
+//! # Waiting
+//! A green thread that has to wait (for a message, for a time) parks, and whoever makes the wait
+//! unnecessary unparks it. `permit` makes the two meet:
+//!
+//! ```text
+//! EMPTY    --the worker, after the stack was suspended-->  PARKED   in no queue
+//! EMPTY    --unpark-->                                     NOTIFIED the next park returns at once
+//! PARKED   --unpark-->                                     EMPTY    back in a queue
+//! ```
+//!
+//! The worker makes the step to PARKED when the stack has been left, so nobody resumes a stack that
+//! is still in use. A park may return without reason: callers look again in a loop.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+
+use gc_preempt::{Resumed, Stack, StackError};
+
+const EMPTY: u32 = 0;
+const PARKED: u32 = 1;
+const NOTIFIED: u32 = 2;
+
+/// Why a green thread has suspended itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    /// It goes on when it is its turn again.
+    Yields,
+    /// It waits for an unpark.
+    Parks,
+}
+
+/// A green thread.
+pub struct Green {
+    stack: Stack,
+    permit: AtomicU32,
+    /// Written by the green thread before it suspends itself, read by its worker after that.
+    parks: AtomicU32,
+    /// The worker that runs it. Written by the worker, read by the green thread on it.
+    worker: AtomicPtr<()>,
+}
+
+impl Green {
+    /// A green thread on a stack that [`Stack::start`] has prepared.
+    pub(super) fn new(stack: Stack) -> Arc<Green> {
+        let green = Arc::new(Green {
+            stack,
+            permit: AtomicU32::new(EMPTY),
+            parks: AtomicU32::new(0),
+            worker: AtomicPtr::new(std::ptr::null_mut()),
+        });
+        green.stack.set_data(Arc::as_ptr(&green).cast_mut().cast());
+        green
+    }
+
+    /// The green thread that the calling code runs on.
+    pub(super) fn here() -> Option<Arc<Green>> {
+        let green = gc_preempt::data_here()?.cast::<Green>().cast_const();
+        if green.is_null() {
+            return None;
+        }
+        // SAFETY: `new` has set the data of its own stack, and the worker that runs the stack holds
+        // a count.
+        unsafe {
+            Arc::increment_strong_count(green);
+            Some(Arc::from_raw(green))
+        }
+    }
+
+    /// The worker that runs it, and why it suspends itself next. On the green thread.
+    pub(super) fn with_here<R>(f: impl FnOnce(&Green, *mut ()) -> R) -> Option<R> {
+        let green = gc_preempt::data_here()?.cast::<Green>().cast_const();
+        // SAFETY: as in `here`; the worker holds its count while this code runs on it.
+        let green = unsafe { green.as_ref()? };
+        Some(f(green, green.worker.load(Ordering::Relaxed)))
+    }
+
+    /// Says why the green thread is about to suspend itself.
+    pub(super) fn because(&self, why: Why) {
+        // Relaxed: its worker reads it, which is this thread.
+        self.parks
+            .store(u32::from(why == Why::Parks), Ordering::Relaxed);
+    }
+
+    /// Why it has suspended itself. On its worker.
+    pub(super) fn why(&self) -> Why {
+        match self.parks.load(Ordering::Relaxed) {
+            0 => Why::Yields,
+            _ => Why::Parks,
+        }
+    }
+
+    /// Runs it on that worker until it suspends itself or ends.
+    ///
+    /// # Panics
+    /// With its panic.
+    pub(super) fn resume(&self, worker: *mut ()) -> Result<Resumed, StackError> {
+        self.worker.store(worker, Ordering::Relaxed);
+        self.stack.resume()
+    }
+
+    /// Takes it out of the queues, after it has suspended itself to park. False: it has been
+    /// unparked meanwhile, and is to run.
+    pub(super) fn parked(&self) -> bool {
+        // Acquire and Release pair with `unparked`'s: what was done before an unpark is seen after
+        // the park, and the stack's state by whoever resumes it.
+        let parked =
+            self.permit
+                .compare_exchange(EMPTY, PARKED, Ordering::AcqRel, Ordering::Acquire);
+        if parked.is_err() {
+            self.permit.store(EMPTY, Ordering::Relaxed);
+        }
+        parked.is_ok()
+    }
+
+    /// Gives it a permit. True: it was parked, and the caller puts it into a queue.
+    pub(super) fn unparked(&self) -> bool {
+        // See `parked`.
+        let step = self
+            .permit
+            .try_update(Ordering::AcqRel, Ordering::Acquire, |permit| {
+                Some(if permit == PARKED { EMPTY } else { NOTIFIED })
+            });
+        step == Ok(PARKED)
+    }
+}
