@@ -224,6 +224,14 @@ pub fn hold() {
     real::hold();
 }
 
+/// At a place that a planted condition names: waits until a stop asks for the running thread, which
+/// is attached. Async-signal-safe.
+#[inline(always)]
+pub fn hold_until_asked() {
+    #[cfg(feature = "faults")]
+    real::hold_until_asked();
+}
+
 /// Reads `URGE_FAULT`, once, outside of any handler.
 pub(crate) fn read_environment() {
     #[cfg(feature = "faults")]
@@ -256,15 +264,23 @@ mod real {
         tv_nsec: 50_000,
     };
 
+    /// Waits asleep, so that a thread that shares the processor runs at once.
+    fn until(reached: impl Fn() -> bool) {
+        while !reached() {
+            // SAFETY: a system call on a valid value.
+            unsafe { libc::nanosleep(&A_MOMENT, core::ptr::null_mut()) };
+        }
+    }
+
     /// Waits while the hold is in `state`.
     fn while_in(state: u8) {
         // Acquire pairs with the Release of the store that ends the state: this thread sees what
         // the other one did before.
-        while HOLD.load(Ordering::Acquire) == state {
-            // Asleep: a thread that shares the processor runs at once.
-            // SAFETY: a system call on a valid value.
-            unsafe { libc::nanosleep(&A_MOMENT, core::ptr::null_mut()) };
-        }
+        until(|| HOLD.load(Ordering::Acquire) != state);
+    }
+
+    pub(super) fn hold_until_asked() {
+        until(|| crate::registry::current().is_none_or(|record| record.state.load().asked()));
     }
 
     pub(super) fn hold() {

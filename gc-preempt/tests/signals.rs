@@ -4,13 +4,13 @@
 mod common;
 
 use common::{
-    beside, hazard, hazard_with, is_child, spin, stop_running, wait_for, watchdog_says,
-    watchdog_says_without, world,
+    beside, hazard, hazard_with, is_child, spin, stop_running, stop_running_for_a_while, wait_for,
+    watchdog_says, watchdog_says_without, world,
 };
 use gc_preempt::World;
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn urg() -> libc::sigset_t {
     let mut set = MaybeUninit::uninit();
@@ -530,10 +530,12 @@ fn h9_a_thread_on_its_alternate_stack_is_not_stopped_there() {
                     }
                 },
                 || {
-                    for _ in 0..300 {
-                        while !ON_ALTERNATE.load(SeqCst) {
-                            std::hint::spin_loop();
+                    let begun = Instant::now();
+                    for stop in 0..300 {
+                        if stop >= 30 && begun.elapsed() > Duration::from_secs(2) {
+                            break;
                         }
+                        wait_for(&ON_ALTERNATE);
                         let stopped = world.stop().unwrap();
                         let m = stopped.mutators().next().unwrap();
                         assert!(m.stack().contains(&m.snapshot().registers.sp()));
@@ -630,7 +632,7 @@ fn h11_a_stop_completes_whatever_lock_a_stopped_thread_holds() {
                 });
             }
             let mut sink = Count(0);
-            stop_running(&world, 3000, |stopped| {
+            stop_running_for_a_while(&world, 200, 3_000, |stopped| {
                 for m in stopped.mutators() {
                     m.walk(&mut sink);
                 }
@@ -644,7 +646,6 @@ fn h11_a_stop_completes_whatever_lock_a_stopped_thread_holds() {
 #[test]
 fn h14_stops_back_to_back_leave_every_thread_its_time() {
     const THREADS: usize = 4;
-    const STOPS: u64 = 1_000;
     hazard(
         "h14_stops_back_to_back_leave_every_thread_its_time",
         "no-gate",
@@ -670,7 +671,11 @@ fn h14_stops_back_to_back_leave_every_thread_its_time() {
                 // before.
                 let mut moved = [0u64; THREADS];
                 let mut last = read();
-                for _ in 0..STOPS {
+                let begun = Instant::now();
+                let mut stops = 0;
+                // A stop takes a time slice of each thread where the processors are busy.
+                while stops < 50 || stops < 1_000 && begun.elapsed() < Duration::from_secs(3) {
+                    stops += 1;
                     let stopped = world.stop().unwrap();
                     let now = read();
                     drop(stopped);
@@ -681,7 +686,10 @@ fn h14_stops_back_to_back_leave_every_thread_its_time() {
                 }
                 done.store(true, SeqCst);
 
-                assert!(moved.iter().all(|n| *n > STOPS / 10), "{moved:?}");
+                assert!(
+                    moved.iter().all(|n| *n > stops / 10),
+                    "{moved:?} of {stops}"
+                );
             });
         },
     );

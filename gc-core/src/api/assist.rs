@@ -157,10 +157,11 @@ mod seam {
         !Fault::BlocksOvershoot.planted()
     }
 
-    /// Longer, and shorter, than the collector waits for an assist.
+    /// Not planted faults: an assist ends when the collector has begun a stop, or in less time
+    /// than the collector waits for an assist.
     pub(super) fn delay() {
         if Fault::SlowAssists.planted() {
-            std::thread::sleep(Duration::from_millis(30));
+            gc_preempt::faults::hold_until_asked();
         }
         if Fault::BriskAssists.planted() {
             std::thread::sleep(Duration::from_millis(2));
