@@ -103,7 +103,7 @@ crate::faults! {
         SlowFrames = "slow-frames",
         /// A thread takes long to enter `blocking`.
         SlowBlocking = "slow-blocking",
-        /// A thread that has claimed a stack waits for [`while_held`] before it switches.
+        /// A thread that has claimed a stack waits for `while_held` before it switches.
         HeldClaim = "held-claim",
     }
 }
@@ -216,7 +216,7 @@ pub(crate) fn count_step() {
     real::STEPS.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
 }
 
-/// At a place that a planted condition names: while a thread is in [`while_held`], waits until the
+/// At a place that a planted condition names: while a thread is in `while_held`, waits until the
 /// function there has run. Async-signal-safe.
 #[inline(always)]
 pub fn hold() {
