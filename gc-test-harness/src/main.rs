@@ -11,7 +11,7 @@ use gc_test_harness::kernels::talk::{Kernel, Strategy};
 use gc_test_harness::lab::explain::ExplainArgs;
 use gc_test_harness::lab::green::{self, GreenArgs};
 use gc_test_harness::lab::{
-    churn, concurrent, demo, explain, fragment, fuzz, mark, pause, soak, talk, trees, warm,
+    churn, concurrent, demo, explain, fragment, fuzz, mark, pause, soak, talk, trees, warm, whole,
 };
 use gc_test_harness::lox::{self, run::RunArgs};
 use gc_test_harness::search::{Count, Options};
@@ -88,6 +88,9 @@ struct Talk {
     /// Run each kernel under so many stops and collections instead, and check its answers
     #[arg(long, value_name = "STOPS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     storm: Option<u32>,
+    /// Write the figures and the scheduler's scenes to FILE, as one HTML page
+    #[arg(long, value_name = "FILE", conflicts_with = "storm")]
+    html: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]
@@ -353,10 +356,27 @@ fn run_talk(options: &Talk, json: bool) -> ExitCode {
     if let Some(stops) = options.storm {
         return show(json, talk::storms(&chosen, stops), talk::Storms::json);
     }
+    // Before the measurement, which takes minutes.
+    let page = options.html.as_ref().map(std::fs::File::create).transpose();
+    let mut page = match page {
+        Ok(page) => page,
+        Err(error) => {
+            eprintln!("gclab: cannot write the page: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    // Who asks for one strategy or one kernel asks for no scenes.
+    let is_all = options.strategy.is_empty() && options.kernel.is_empty();
     let mut line = Line::new();
-    let outcome = talk::measure(&chosen, |part| line.show(part));
+    let outcome = whole::run(&chosen, is_all || page.is_some(), |part| line.show(part));
     drop(line);
-    show(json, outcome, talk::Talk::json)
+    if let (Some(page), Ok(whole)) = (&mut page, &outcome)
+        && let Err(error) = page.write_all(whole.page().as_bytes())
+    {
+        eprintln!("gclab: cannot write the page: {error}");
+        return ExitCode::FAILURE;
+    }
+    show(json, outcome, whole::Whole::json)
 }
 
 /// A line on standard error that says which part of a measurement is under way, if that is a

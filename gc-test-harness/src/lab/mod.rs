@@ -21,3 +21,4 @@ pub mod soak;
 pub mod talk;
 pub mod trees;
 pub mod warm;
+pub mod whole;
