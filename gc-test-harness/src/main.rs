@@ -88,7 +88,8 @@ struct Talk {
     /// Run each kernel under so many stops and collections instead, and check its answers
     #[arg(long, value_name = "STOPS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     storm: Option<u32>,
-    /// Write the figures and the scheduler's scenes to FILE, as one HTML page
+    /// Write the figures to FILE as one HTML page; with all strategies and kernels it has the
+    /// scheduler's scenes, too
     #[arg(long, value_name = "FILE", conflicts_with = "storm")]
     html: Option<PathBuf>,
 }
@@ -368,7 +369,7 @@ fn run_talk(options: &Talk, json: bool) -> ExitCode {
     // Who asks for one strategy or one kernel asks for no scenes.
     let is_all = options.strategy.is_empty() && options.kernel.is_empty();
     let mut line = Line::new();
-    let outcome = whole::run(&chosen, is_all || page.is_some(), |part| line.show(part));
+    let outcome = whole::run(&chosen, is_all, |part| line.show(part));
     drop(line);
     if let (Some(page), Ok(whole)) = (&mut page, &outcome)
         && let Err(error) = page.write_all(whole.page().as_bytes())

@@ -206,6 +206,35 @@ fn what_survives_a_change_of_sizes_adds_up_to_what_mimalloc_prints() {
 }
 
 #[test]
+fn the_talk_writes_its_page() {
+    let path = std::env::temp_dir().join(format!("gclab-talk-{}.html", std::process::id()));
+    let file = path.to_str().expect("a path in UTF-8");
+    let one = ["talk", "--quick", "--strategy", "async", "--kernel", "sum"];
+    let object = json(&gclab(
+        &[&one, &["--json", "--html", file][..]].concat(),
+        &[],
+    ));
+    assert_eq!(object["strategies"][0]["strategy"], "async");
+    assert!(object["scenes"].is_null(), "{object}");
+    let page = std::fs::read_to_string(&path).expect("the page");
+    std::fs::remove_file(&path).expect("it was written");
+    for said in [
+        "<!DOCTYPE html>",
+        "<th scope=\"row\">async<",
+        "</html>",
+        "Slow-down",
+    ] {
+        assert!(page.contains(said), "{said}: {page}");
+    }
+    let output = gclab(
+        &["talk", "--quick", "--html", "/no/such/folder/page.html"],
+        &[],
+    );
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("the page"));
+}
+
+#[test]
 fn wrong_usage_is_exit_64_and_says_what_would_be_right() {
     for (arguments, said) in [
         (&["--bogus"][..], "--bogus"),

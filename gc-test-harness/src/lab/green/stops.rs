@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use gc_core::Heap;
-use hdrhistogram::Histogram;
 
 use super::stage::Stage;
 use crate::kernels::loops::count_oracle;
 use crate::lab::talk::Stops;
+use crate::report::histogram;
 use crate::sched::{Mode, Options, yield_now};
 
 /// A stop that takes longer counts as missed.
@@ -48,7 +48,7 @@ pub fn play(mode: Mode, workers: usize) -> Result<Stops, String> {
         })?;
     }
     let mut stops = Stops {
-        times: Histogram::new(3).map_err(|e| e.to_string())?,
+        times: histogram(),
         missed: 0,
     };
     for _ in 0..STOPS[usize::from(is_async)] {

@@ -262,7 +262,7 @@ pub fn slow_downs(figures: &StrategyFigures, most: f64) -> String {
         pixels: 340,
         class: "panel",
     };
-    let (left, right) = (104.0, f64::from(width.pixels) - 58.0);
+    let (left, right) = (104.0, f64::from(width.pixels) - 68.0);
     let (top, row) = (6.0, 20.0);
     let least = -most / 6.0;
     let x =
