@@ -46,7 +46,7 @@ pub fn array(maker: &mut Maker) -> Result<(), CodegenError> {
     })
 }
 
-/// The answer of [`array`].
+/// The answer of [`array()`].
 pub fn array_oracle(array: &[u64], times: u64) -> u64 {
     let sum = array.iter().copied().fold(0, u64::wrapping_add);
     sum.wrapping_mul(times)

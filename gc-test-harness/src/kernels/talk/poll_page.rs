@@ -10,7 +10,7 @@
 //! * The handler allocates nothing, takes no lock and reads no thread-local storage. It reads the
 //!   tables only, which are never freed: a thread with a real fault may read them at any time.
 //! * The handler does not stop the thread, which may be on its alternate stack. It pushes the load's
-//!   address as a return address and continues in [`poll_stub`], on the thread's own stack. The stub
+//!   address as a return address and continues in `poll_stub`, on the thread's own stack. The stub
 //!   saves what the interrupted code may have in registers, calls the runtime, and returns to the
 //!   load, which faults again as long as the page has no access.
 //! * The handler notes where the stub's frame will be, and the runtime's side clears the note before

@@ -1,8 +1,8 @@
 //! Judges the scan of a kernel's frame at every instruction, by the oracle of `lab/oracle.rs`.
 //!
 //! The inputs are the smallest ones: a list of four nodes, and a table of two entries into which two
-//! nodes are stored. What a scan finds at an instruction depends neither on the machine's speed nor
-//! on chance, so the figures are the same in each run.
+//! nodes are stored. What a map names at an instruction depends neither on the machine's speed nor
+//! on chance. A scan word by word also finds what native code has left in registers.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -227,8 +227,8 @@ mod tests {
         }
         let maps = of(Scan::Maps);
         assert!(maps.missed > 0 && maps.wrong.len() > 5, "{maps:?}");
-        // What they name is alive but for few cells, and words keep more.
-        assert!(maps.dead < of(Scan::Words).dead);
+        // A scan word by word reads all places of the map.
+        assert!(maps.dead <= of(Scan::Words).dead);
     }
 
     #[test]
