@@ -92,6 +92,23 @@ impl Maker {
         })
     }
 
+    /// Puts so many small functions before the kernel's, each of which moves the kernel's code by
+    /// [`PLACE_BYTES`].
+    ///
+    /// # Errors
+    /// Cranelift's refusal.
+    pub fn move_by(&mut self, places: u32) -> Result<(), CodegenError> {
+        for place in 0..places {
+            let signature = self.arena.signature(&[], &[]);
+            self.arena
+                .function(&format!("place_{place}"), &signature, |body| {
+                    body.enter();
+                    body.builder.ins().return_(&[]);
+                })?;
+        }
+        Ok(())
+    }
+
     /// Compiles a function. Its first parameter is the control's address, and `params` are the
     /// others.
     ///
@@ -174,6 +191,8 @@ impl Maker {
 
 /// A kernel has a few kilobytes of code.
 const ARENA_BYTES: usize = 1 << 20;
+/// The alignment of functions.
+pub const PLACE_BYTES: usize = 16;
 /// The name of a kernel's entry.
 const ENTRY: &str = "run";
 

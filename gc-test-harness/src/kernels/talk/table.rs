@@ -79,7 +79,17 @@ impl Kernel {
     /// # Errors
     /// The refusal of Cranelift or of the system.
     pub fn compile(self, strategy: Strategy) -> Result<Made, CodegenError> {
+        self.compile_at(strategy, 0)
+    }
+
+    /// Compiles the kernel as [`compile`](Kernel::compile) does, moved by so many
+    /// [`PLACE_BYTES`](super::maker::PLACE_BYTES).
+    ///
+    /// # Errors
+    /// The refusal of Cranelift or of the system.
+    pub fn compile_at(self, strategy: Strategy, places: u32) -> Result<Made, CodegenError> {
         let mut maker = Maker::new(strategy)?;
+        maker.move_by(places)?;
         self.build(&mut maker)?;
         maker.finish()
     }

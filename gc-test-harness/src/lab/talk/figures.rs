@@ -79,7 +79,8 @@ impl Everywhere {
     }
 }
 
-/// The time of a kernel over the reference's, in pairs of neighbouring blocks.
+/// The time of a kernel over the reference's, in pairs of neighbouring blocks. A ratio is the mean
+/// of the pairs at all places of the code in a cache line.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SlowDown {
     /// The median of the pairs' ratios; 1 is no slow-down.
@@ -88,7 +89,7 @@ pub struct SlowDown {
     pub low: f64,
     /// See `low`.
     pub high: f64,
-    /// The number of pairs.
+    /// The number of ratios.
     pub pairs: usize,
 }
 

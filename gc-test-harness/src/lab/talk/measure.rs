@@ -36,9 +36,9 @@ struct Effort {
 
 const FULL: Effort = Effort {
     pairs: Pairs {
-        least: 41,
-        most: 401,
-        block: Duration::from_millis(3),
+        least: 25,
+        most: 200,
+        block: Duration::from_millis(1),
     },
     stops: 1000,
     judged: 300,
@@ -46,9 +46,9 @@ const FULL: Effort = Effort {
 
 const QUICK: Effort = Effort {
     pairs: Pairs {
-        least: 9,
-        most: 25,
-        block: Duration::from_millis(1),
+        least: 5,
+        most: 10,
+        block: Duration::from_micros(300),
     },
     stops: 60,
     judged: 30,

@@ -2,8 +2,16 @@
 //! pairs, on the same input in the same memory.
 //!
 //! Other load, a change of the clock rate or a migration reaches both blocks of a pair, so the ratio
-//! of a pair varies less than its times. Pairs begin with either block in turn. They are added until
-//! the sign of the difference is certain, or until the difference is certainly below half a percent.
+//! of a pair varies less than its times. Pairs begin with either block in turn.
+//!
+//! The speed of a small loop depends on where it lies in a cache line, and code before the loop moves
+//! it. That is an accident of the kernel, and no cost of a strategy. So both codes are measured at
+//! each of the four places of a function in a cache line, and the geometric mean of the four ratios
+//! counts as one.
+//!
+//! Ratios are added until the sign of the difference is certain, or until the difference is certainly
+//! below half a percent. To ask after each ratio would find a difference by chance, so the question
+//! is asked whenever their number has doubled.
 
 use std::time::Duration;
 
@@ -11,11 +19,16 @@ use gc_core::raw::Encoding;
 
 use super::figures::SlowDown;
 use super::stage::{Player, Stage, TalkError};
-use crate::kernels::talk::maker::Run;
+use crate::kernels::talk::maker::{PLACE_BYTES, Run};
 use crate::kernels::talk::{Kernel, Strategy};
 use crate::report::{median, thread_time};
 
-/// How many pairs are measured.
+/// The places of a function in a cache line.
+const PLACES: u32 = 64 / PLACE_BYTES as u32;
+/// The part of an input that a block computes at least once.
+const PART: u64 = 4;
+
+/// How many pairs are measured, at each place.
 #[derive(Clone, Copy, Debug)]
 pub struct Pairs {
     /// The fewest.
@@ -35,38 +48,51 @@ const NOTHING: f64 = 0.005;
 /// The refusal of Cranelift, of the system or of the heap, or a wrong answer.
 pub fn slow_down(kernel: Kernel, strategy: Strategy, pairs: Pairs) -> Result<SlowDown, TalkError> {
     let stage = Stage::new(kernel, strategy)?;
-    let reference = kernel.compile(Strategy::Unstopped)?;
-    let _guards = reference
-        .code
-        .iter()
+    let at = |place| {
+        let compile = |strategy| kernel.compile_at(strategy, place);
+        Ok::<_, TalkError>([compile(Strategy::Unstopped)?, compile(strategy)?])
+    };
+    let places = (0..PLACES).map(at).collect::<Result<Vec<_>, _>>()?;
+    let code = places.iter().flatten().flat_map(|made| &made.code);
+    let _guards = code
         .map(|code| code.register_with(&stage.heap, Encoding::RAW))
         .collect::<Result<Vec<_>, _>>()?;
-    stage.on_this_thread(1, |player| {
-        let own = stage.made.run;
-        let warm = time(player, reference.run, 1)?.max(time(player, own, 1)?);
-        let passes = pairs.block.div_duration_f64(warm).ceil().max(1.0) as u64;
-        let mut ratios = Vec::with_capacity(pairs.most);
+    stage.on_this_thread(PART, |player| {
+        let mut longest = Duration::ZERO;
+        for made in places.iter().flatten() {
+            longest = longest.max(time(player, made.run, 1)?);
+        }
+        let passes = pairs.block.div_duration_f64(longest).ceil().max(1.0) as u64;
+        let mut ratios: Vec<f64> = Vec::with_capacity(pairs.most);
+        let mut enough = pairs.least;
         loop {
-            let turns = match ratios.len() % 2 {
-                0 => [reference.run, own],
-                _ => [own, reference.run],
-            };
-            let mut times = [Duration::ZERO; 2];
-            for (time_of, run) in times.iter_mut().zip(turns) {
-                *time_of = time(player, run, passes)?;
+            let mut logarithms = 0.0;
+            for (place, [reference, own]) in places.iter().enumerate() {
+                let reference_first = (ratios.len() + place).is_multiple_of(2);
+                let mut order = [reference.run, own.run];
+                if !reference_first {
+                    order.reverse();
+                }
+                let mut times = [Duration::ZERO; 2];
+                for (time_of, run) in times.iter_mut().zip(order) {
+                    *time_of = time(player, run, passes)?;
+                }
+                if !reference_first {
+                    times.reverse();
+                }
+                logarithms += times[1].div_duration_f64(times[0]).ln();
             }
-            if ratios.len() % 2 == 1 {
-                times.reverse();
-            }
-            ratios.push(times[1].div_duration_f64(times[0]));
-            if kernel == Kernel::Stores && ratios.len().is_multiple_of(8) {
+            ratios.push((logarithms / f64::from(PLACES)).exp());
+            if kernel == Kernel::Stores {
                 player.mutator.collect();
             }
-            let found = interval(&ratios);
-            let is_enough =
-                found.is_certain() || (found.low > 1.0 - NOTHING && found.high < 1.0 + NOTHING);
-            if ratios.len() >= pairs.most || ratios.len() >= pairs.least && is_enough {
-                return Ok(found);
+            if ratios.len() >= enough.min(pairs.most) {
+                let found = interval(&ratios);
+                let is_nothing = found.low > 1.0 - NOTHING && found.high < 1.0 + NOTHING;
+                if found.is_certain() || is_nothing || ratios.len() >= pairs.most {
+                    return Ok(found);
+                }
+                enough *= 2;
             }
         }
     })
