@@ -155,6 +155,7 @@ unsafe extern "C" {
     fn urge_gc_core_store_end();
     fn urge_gc_core_load_weak_start(context: *const c_void, slot: *const usize) -> usize;
     fn urge_gc_core_load_weak_end();
+    #[cfg(feature = "internals")]
     fn urge_gc_core_barrier_end();
 }
 
