@@ -185,8 +185,14 @@ impl Workshop {
 
     /// A Go program, at GOGC=100.
     pub fn go(&self, work: &str) -> Peer {
+        self.go_with(work, "")
+    }
+
+    /// [`go`](Self::go) with flags for Go's linker.
+    pub fn go_with(&self, work: &str, flags: &str) -> Peer {
         let output = format!("{work}-go");
-        let arguments = ["build", "-o", &output, "SOURCE"];
+        let flags = format!("-ldflags={flags}");
+        let arguments = ["build", &flags, "-o", &output, "SOURCE"];
         let source = format!("{work}.go");
         let built = self.build(&tool("URGE_GO", "go"), &source, &arguments);
         Peer {
