@@ -60,6 +60,11 @@ pub fn play(mode: Mode, sizes: &Twitch) -> Result<Service, String> {
         mode,
         ..Options::default()
     })?;
+    // Made before the scene, since native code is not preempted.
+    let bytes: Vec<u8> = (0..3 << 20).map(|i: u32| (i ^ i >> 8) as u8).collect();
+    let text = base64_encode(&bytes);
+    let (table, decode) = (base64_table(), stage.loops.base64);
+    let mut output = vec![0u8; bytes.len() + 3];
     let begun = Instant::now();
     let ms = move |at: Instant| at.duration_since(begun).as_secs_f64() * 1e3;
     let slice_ms = sizes.slice.as_secs_f64() * 1e3;
@@ -112,13 +117,8 @@ pub fn play(mode: Mode, sizes: &Twitch) -> Result<Service, String> {
             }
         })?;
     }
-    let decode = stage.loops.base64;
     let (times, sizes) = (service.clone(), *sizes);
     scheduler.spawn(move || {
-        let bytes: Vec<u8> = (0..3 << 20).map(|i: u32| (i ^ i >> 8) as u8).collect();
-        let text = base64_encode(&bytes);
-        let table = base64_table();
-        let mut output = vec![0u8; bytes.len() + 3];
         sleep(sizes.margin);
         let start = Instant::now();
         while start.elapsed() < sizes.decode {
