@@ -1,8 +1,8 @@
 //! Measures switches between green threads beside Go's: a yield, and a preemption with its resume.
 //!
-//! `cargo bench -p benches --bench green`. The contenders alternate in blocks, and each ratio is the
-//! median of the blocks' ratios. It should be at most 1.5. A preemption's cost is the processor time
-//! that a loop loses by it: signal, injected call, switch, queue, and the way back. Without Go
+//! `cargo bench -p benches --bench green`. The contenders alternate in blocks, and each ratio is
+//! the median of the blocks' ratios. It should be at most 1.5. A preemption's cost is the processor
+//! time that a loop loses by it: signal, injected call, switch, queue, and the way back. Without Go
 //! (`URGE_GO`, or `go` on the path) only Urge's figures are printed.
 
 use benches::Mode;

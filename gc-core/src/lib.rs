@@ -217,10 +217,10 @@
 //! # Further reading
 //!
 //! `gc-core/examples/` has a small interpreter, a JIT's code, a host with a signal handler of its
-//! own, a worker pool, generators, and a foreign call. [`raw`] is for virtual machines with cells of their own,
-//! and [`jit`] for compilers. In the source, `heap/` holds memory and finds the cell that an
-//! address names, `alloc/` has what each mutator allocates from, and `collector/` is the collector.
-//! In the repository, `docs/architecture.md` explains how they work together, and
+//! own, a worker pool, generators, and a foreign call. [`raw`] is for virtual machines with cells
+//! of their own, and [`jit`] for compilers. In the source, `heap/` holds memory and finds the cell
+//! that an address names, `alloc/` has what each mutator allocates from, and `collector/` is the
+//! collector. In the repository, `docs/architecture.md` explains how they work together, and
 //! `docs/glossary.md` has the terms, each with its source.
 
 #![deny(missing_docs, rustdoc::broken_intra_doc_links)]

@@ -5,8 +5,8 @@ use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 /// A hook's function.
 pub(crate) type HookFn = unsafe extern "C" fn(*mut ());
 
-/// One hook of a thread's record. The thread itself writes it, inside `no_preempt`, and reads it, in
-/// its handler and its trampoline, which do not run there. Hence all accesses are Relaxed.
+/// One hook of a thread's record. The thread itself writes it, inside `no_preempt`, and reads it,
+/// in its handler and its trampoline, which do not run there. Hence all accesses are Relaxed.
 pub(crate) struct Hook {
     /// Null: none.
     f: AtomicPtr<()>,
@@ -57,7 +57,8 @@ impl Hook {
     pub(crate) unsafe fn run(&self) {
         let f = self.f.load(Ordering::Relaxed);
         if !f.is_null() {
-            // SAFETY: `set` stored a function of this type, whose owner vouches for it and its data.
+            // SAFETY: `set` stored a function of this type, whose owner vouches for it and its
+            // data.
             unsafe {
                 let f: HookFn = core::mem::transmute(f);
                 f(self.data.load(Ordering::Relaxed));

@@ -369,8 +369,8 @@ impl Inner {
             return;
         }
         if let Some(hooks) = self.members(lock).stack_hooks {
-            // SAFETY: `set_stack_hooks`'s caller promised that this may be called here. The stack is
-            // due and the registry lock is held, so its frames stand still.
+            // SAFETY: `set_stack_hooks`'s caller promised that this may be called here. The
+            // stack is due and the registry lock is held, so its frames stand still.
             unsafe { (hooks.before_resume)(hooks.data, &stack.suspended(unwind::NEVER)) };
         }
         stack.reported(epoch);

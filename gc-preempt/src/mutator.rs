@@ -80,8 +80,8 @@ impl Mutator {
     ///
     /// # Panics
     /// Inside [`no_preempt`](Self::no_preempt) (see [`try_blocking`](Self::try_blocking)), and on a
-    /// stack that is neither the thread's own nor a [`Stack`](crate::Stack): a stop would not scan its
-    /// words.
+    /// stack that is neither the thread's own nor a [`Stack`](crate::Stack): a stop would not
+    /// scan its words.
     #[track_caller]
     pub fn blocking<R>(&self, f: impl FnOnce() -> R) -> R {
         blocked(self.record, f)

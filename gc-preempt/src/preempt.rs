@@ -1,8 +1,8 @@
 //! Requests to preempt one thread without stopping the world.
 //!
-//! A scheduler wants a thread to run something else: its [`PreemptHook`] runs, as if the interrupted
-//! instruction had called it, and may switch to another stack. [`Preempter::preempt`] marks the
-//! thread's record and sends one SIGURG. The handler decides by the rules of a stop
+//! A scheduler wants a thread to run something else: its [`PreemptHook`] runs, as if the
+//! interrupted instruction had called it, and may switch to another stack. [`Preempter::preempt`]
+//! marks the thread's record and sends one SIGURG. The handler decides by the rules of a stop
 //! (`stop_point.rs`), and injects a call where the thread is in managed code.
 //!
 //! Invariants:
@@ -19,8 +19,8 @@
 //!   records change hands, and compares the record's generation. So no stop is under way, and no
 //!   stopper signals the thread at the same time.
 //! * **A blocked thread gets no signal.** The requester announces its signal (`in_flight`) and then
-//!   looks at the phase. A thread that blocks changes its phase and then looks at `in_flight`. In the
-//!   total order of these four accesses at least one side sees the other: the requester sends
+//!   looks at the phase. A thread that blocks changes its phase and then looks at `in_flight`. In
+//!   the total order of these four accesses at least one side sees the other: the requester sends
 //!   nothing, or the thread waits for the signal before it runs its embedder's code.
 //! * **The code map does not change while the handler reads it** (`code/readers.rs`): the requester
 //!   may have given the registry lock back by then.

@@ -65,8 +65,8 @@ impl Stack {
         self.record.data.load(Ordering::Relaxed)
     }
 
-    /// Sets the word that [`data`](Self::data), [`SuspendedStack::data`](crate::SuspendedStack::data)
-    /// and [`data_here`](crate::data_here) return.
+    /// Sets the word that [`data`](Self::data), [`data_here`](crate::data_here) and
+    /// [`SuspendedStack::data`](crate::SuspendedStack::data) return.
     pub fn set_data(&self, data: *mut ()) {
         self.record.data.store(data, Ordering::Relaxed);
     }
@@ -84,8 +84,8 @@ impl Stack {
     /// * `f` may run on several threads, one after the other. What it keeps over a suspension must
     ///   not belong to a thread: no [`Mutator`](crate::Mutator), no guard of a lock, no borrow of a
     ///   thread-local; unless one thread alone resumes the stack.
-    /// * The thread does not end on the stack (`pthread_exit`), and `f` does not suspend itself in a
-    ///   `Drop` that an unwinding runs: a panic is its thread's.
+    /// * The thread does not end on the stack (`pthread_exit`), and `f` does not suspend itself in
+    ///   a `Drop` that an unwinding runs: a panic is its thread's.
     pub unsafe fn start<F: FnOnce() + Send + 'static>(&self, f: F) -> Result<(), StackError> {
         // SAFETY: the caller's contract.
         unsafe { switch::start(self.record, &self.world.inner, f) }

@@ -7,8 +7,8 @@
 //! IDLE, FINISHED  no frames. `start`, or the first switch to the stack, makes some.
 //! SUSPENDED       frames that were left at `left`. They do not change.
 //! CLAIMED         suspended, and a thread is about to switch to it. The frames do not change yet.
-//! RUNNING         its frames are those of `runner`, which runs on it or on a stack that was resumed
-//!                 from it, or which makes its first frame.
+//! RUNNING         its frames are those of `runner`, which runs on it or on a stack that was
+//!                 resumed from it, or which makes its first frame.
 //! LOST            its thread is gone. The frames never run again.
 //! ```
 //!

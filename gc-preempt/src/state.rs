@@ -31,8 +31,8 @@
 //!   runs while it counts as stopped.
 //! * A thread enters BLOCKED only from a word without a live ASKED, and after the signals that are
 //!   [in flight](crate::registry::Record) have arrived. It looks for such signals once more when it
-//!   is BLOCKED, since a request to preempt it does not ask. So a blocked thread gets no signal from
-//!   us while it runs its embedder's code.
+//!   is BLOCKED, since a request to preempt it does not ask. So a blocked thread gets no signal
+//!   from us while it runs its embedder's code.
 //! * ASIDE belongs to no stop. The holder of the registry lock sets and removes it, and a thread
 //!   cannot leave BLOCKED with it. So a thread that is aside stands still until it has taken the
 //!   registry lock, which every stop holds (`members.rs`).

@@ -9,8 +9,9 @@
 //! * [`NoPreempt`](Obstacle::NoPreempt): the thread changes what the stopper reads, or holds a lock
 //!   that the stopper takes. The end of the section polls.
 //! * [`UnsafeCode`](Obstacle::UnsafeCode): no invariant of the code's owner holds there.
-//! * [`ForeignStack`](Obstacle::ForeignStack): a walk would not find the frames of the thread, which
-//!   runs neither on its own stack nor on a registered one that it was switched to by `switch.rs`.
+//! * [`ForeignStack`](Obstacle::ForeignStack): a walk would not find the frames of the thread,
+//!   which runs neither on its own stack nor on a registered one that it was switched to by
+//!   `switch.rs`.
 //! * [`BehindHandler`](Obstacle::BehindHandler): the thread would go on in the middle of an unsafe
 //!   range when the handler returns.
 //!

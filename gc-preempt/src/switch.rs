@@ -16,8 +16,8 @@
 //!
 //! # Threads
 //! A suspended stack may be resumed by another thread. So the code on it looks its thread's record
-//! up after each suspension ([`registry::current`]), and never keeps it over one. A resumer stays on
-//! its thread: the stack that it has resumed returns to it.
+//! up after each suspension ([`registry::current`]), and never keeps it over one. A resumer stays
+//! on its thread: the stack that it has resumed returns to it.
 //!
 //! # What is reported
 //! A side leaves its stack inside [`arch::call_spilled`]: the registers that a callee preserves are

@@ -331,7 +331,8 @@ fn corosenseis_coroutines_run_on_registered_stacks() {
     static LOOPS: AtomicBool = AtomicBool::new(false);
     let world = world();
     let memory = DefaultStack::new(128 << 10).unwrap();
-    // SAFETY: the memory outlives the runs of the coroutines, and the registration is not used after.
+    // SAFETY: the memory outlives the runs of the coroutines, and the registration is not used
+    // after.
     let stack = unsafe { world.register_stack(of_default_stack(&memory), ()) }.unwrap();
     beside(
         &world,
@@ -371,7 +372,8 @@ fn corosenseis_coroutines_run_on_registered_stacks() {
 fn corosenseis_panics_and_drops_come_through() {
     let (world, mutator) = attached();
     let memory = DefaultStack::new(128 << 10).unwrap();
-    // SAFETY: the memory outlives the runs of the coroutines, and the registration is not used after.
+    // SAFETY: the memory outlives the runs of the coroutines, and the registration is not used
+    // after.
     let stack = unsafe { world.register_stack(of_default_stack(&memory), ()) }.unwrap();
     let mut panics = Coroutine::with_stack(memory, |yielder, ()| {
         // SAFETY: `suspend` switches to the resumer.

@@ -63,9 +63,10 @@ enum Command {
     Fuzz(Fuzz),
     /// Run all workloads together until the time is over or an answer is wrong
     Soak(Soak),
-    /// List a function's machine code, and say for each instruction what a stop there does and scans
+    /// List a function's machine code, and say for each instruction what a stop there scans
     Explain(ExplainArgs),
-    /// Measure the ways to interrupt a loop that "Pardon the Interruption" names, on the same kernels
+    /// Measure the ways to interrupt a loop that "Pardon the Interruption" names, on the same
+    /// kernels
     Talk(Talk),
     /// Play scenes with green threads, which yield at calls only or are preempted in their loops
     Green(GreenArgs),

@@ -1,5 +1,5 @@
-//! Exact scans of interrupted frames, against an oracle: by a map at every instruction (`maps`), and
-//! at the points to which single steps lead (`step`).
+//! Exact scans of interrupted frames, against an oracle: by a map at every instruction (`maps`),
+//! and at the points to which single steps lead (`step`).
 
 #[path = "../../gc-preempt/tests/common/mod.rs"]
 mod common;

@@ -53,8 +53,8 @@ impl Mutator {
     /// longer, or in a [`Root`](crate::Root).
     ///
     /// A scope's handles last until its end, so a loop that allocates opens a scope in its body.
-    /// Scopes of several [coroutines](crate::coroutine) of a mutator may be open at once, and end in
-    /// any order.
+    /// Scopes of several [coroutines](crate::coroutine) of a mutator may be open at once, and end
+    /// in any order.
     ///
     /// ```
     /// # use gc_core::{Field, Heap, Trace};

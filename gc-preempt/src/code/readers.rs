@@ -1,12 +1,12 @@
 //! Reads of the code map by a handler that no stop protects.
 //!
 //! The map changes under the registry lock only, and a stop holds that lock. So a thread that has
-//! been asked to stop may read the map. A thread that is to be preempted without a stop may not: the
-//! map could change meanwhile. Such a thread counts itself in [`Readers`] first, and whoever changes
-//! the map waits until the count is zero.
+//! been asked to stop may read the map. A thread that is to be preempted without a stop may not:
+//! the map could change meanwhile. Such a thread counts itself in [`Readers`] first, and whoever
+//! changes the map waits until the count is zero.
 //!
-//! Invariant: a reader that does not see `changing` has counted itself before the writer looks at the
-//! count, so the writer waits for it. A reader that sees `changing` reads nothing. Neither side
+//! Invariant: a reader that does not see `changing` has counted itself before the writer looks at
+//! the count, so the writer waits for it. A reader that sees `changing` reads nothing. Neither side
 //! waits for a lock, and a reader never waits.
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};

@@ -13,9 +13,9 @@
 //! toggle = the number of a place whose state changes, below 127; bit 7 is set in the row's last
 //! ```
 //!
-//! A row without a change has the toggle 127. Places 0 to 15 are the registers in DWARF's order, and
-//! place `16 + i` is the word `8 * (i + 1)` bytes below the CFA. Reading allocates nothing, so a
-//! stopped world may read.
+//! A row without a change has the toggle 127. Places 0 to 15 are the registers in DWARF's order,
+//! and place `16 + i` is the word `8 * (i + 1)` bytes below the CFA. Reading allocates nothing, so
+//! a stopped world may read.
 
 use std::fmt;
 

@@ -17,11 +17,11 @@
 //!
 //! # Native code
 //!
-//! Only managed code is stepped. Native code can be stopped anywhere, as by any stop: its frames are
-//! scanned word by word, and its managed callers have maps at their calls. So a request that finds
-//! native code, or that steps out of managed code, says so (`NATIVE`), and the stopper stops the
-//! world without a point. By then the thread may be in managed code again, which the stopper sees,
-//! and asks again.
+//! Only managed code is stepped. Native code can be stopped anywhere, as by any stop: its frames
+//! are scanned word by word, and its managed callers have maps at their calls. So a request that
+//! finds native code, or that steps out of managed code, says so (`NATIVE`), and the stopper stops
+//! the world without a point. By then the thread may be in managed code again, which the stopper
+//! sees, and asks again.
 //!
 //! A step that calls native code stands at the callee's first instruction.
 
@@ -103,8 +103,8 @@ pub struct Stepped {
     stand: UnsafeCell<Stand>,
 }
 
-// SAFETY: `last` belongs to the thread that has entered, and `enter` admits one. `stand` changes hands
-// by the state: the Release of `STANDS` in `stand_still` and the Acquire in `stop`.
+// SAFETY: `last` belongs to the thread that has entered, and `enter` admits one. `stand` changes
+// hands by the state: the Release of `STANDS` in `stand_still` and the Acquire in `stop`.
 unsafe impl Sync for Stepped {}
 
 thread_local! {

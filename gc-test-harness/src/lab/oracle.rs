@@ -12,10 +12,10 @@
 //! # What a scan keeps
 //!
 //! A scan keeps the cells that its words name, those that the program's own roots name, and all
-//! that these lead to. A root counts for as long as the answer depends on it, which the oracle finds
-//! out in the same way. A live cell that is not kept is *missed*: a collection at this instruction
-//! would free it. A kept cell is *dead* if it is not alive, and neither a live cell nor a root leads
-//! to it: no exact collector would keep it.
+//! that these lead to. A root counts for as long as the answer depends on it, which the oracle
+//! finds out in the same way. A live cell that is not kept is *missed*: a collection at this
+//! instruction would free it. A kept cell is *dead* if it is not alive, and neither a live cell nor
+//! a root leads to it: no exact collector would keep it.
 //!
 //! Programs must be short: the oracle runs one once for each pair of an instruction and a cell.
 
@@ -40,8 +40,8 @@ pub trait Program {
     fn reset(&self);
     /// Runs, and gives an answer that depends on no address.
     fn run(&self) -> u64;
-    /// The addresses of its cells, at most [`MOST_CELLS`], and the bytes of each. A cell that is not
-    /// allocated yet has no bytes. The numbers of cells are the same in each run.
+    /// The addresses of its cells, at most [`MOST_CELLS`], and the bytes of each. A cell that is
+    /// not allocated yet has no bytes. The numbers of cells are the same in each run.
     fn cells(&self) -> Vec<Range<usize>>;
     /// The words outside of the frame that name cells.
     fn roots(&self) -> Vec<usize>;
@@ -65,8 +65,8 @@ pub enum Scan {
     Maps,
     /// At points only, by the table of points.
     Points,
-    /// Where calls return to, by the calls' stack maps. The callee-saved registers are scanned, too:
-    /// the callee keeps them, and is native code.
+    /// Where calls return to, by the calls' stack maps. The callee-saved registers are scanned,
+    /// too: the callee keeps them, and is native code.
     Calls,
     /// At the loads that [`Body::mark`](crate::kernels::codegen::Body::mark) has marked, by the
     /// table of points.

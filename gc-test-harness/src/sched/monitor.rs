@@ -1,5 +1,6 @@
 //! The monitor thread, as Go's `sysmon`: it asks workers to preempt green threads that run longer
-//! than their slice, wakes sleepers while all workers are in loops, and notices when nothing goes on.
+//! than their slice, wakes sleepers while all workers are in loops, and notices when nothing goes
+//! on.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};

@@ -44,7 +44,7 @@ pub struct Counts {
     pub preemptions: u64,
     /// Requests of the monitor.
     pub requests: u64,
-    /// Whether the monitor has found all workers in the same green threads for a second, with others
-    /// waiting.
+    /// Whether the monitor has found all workers in the same green threads for a second, with
+    /// others waiting.
     pub stalled: bool,
 }

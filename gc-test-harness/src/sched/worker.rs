@@ -248,8 +248,8 @@ pub fn park() {
     suspend().expect(NOT_GREEN);
 }
 
-/// Ends the [`park`] of a green thread, or the next one, if it is not parked. From a green thread of
-/// the same scheduler.
+/// Ends the [`park`] of a green thread, or the next one, if it is not parked. From a green thread
+/// of the same scheduler.
 ///
 /// # Panics
 /// Elsewhere than on a green thread.

@@ -15,8 +15,9 @@ pub const POISON: usize = usize::MAX;
 /// it on to the functions that it calls.
 ///
 /// The stopper raises a word before it requests the stop, and lowers it before the resume. A poll
-/// that sees a raised word calls [`Mutator::poll`](gc_preempt::Mutator::poll), which decides. So the
-/// words need no order with the rest of memory: a poll that reads an old value costs one iteration.
+/// that sees a raised word calls [`Mutator::poll`](gc_preempt::Mutator::poll), which decides. So
+/// the words need no order with the rest of memory: a poll that reads an old value costs one
+/// iteration.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Control {

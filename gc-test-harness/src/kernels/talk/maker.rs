@@ -82,7 +82,7 @@ impl Maker {
         // The tables change no byte of the code.
         arena.keep_places();
         // The polls' callee preserves all registers. With a callee of the System V convention
-        // Cranelift would keep values of the loop on the stack, for a call that is hardly ever made.
+        // Cranelift would keep values of the loop on the stack, for a call that is made rarely.
         let signature = Signature::new(CallConv::PreserveAll);
         let poll = arena.import("talk_poll", stub_address(), &signature)?;
         Ok(Maker {

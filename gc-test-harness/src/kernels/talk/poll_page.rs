@@ -1,21 +1,21 @@
 //! The page that polls load from, and the handler that makes such a load call the runtime.
 //!
 //! # Invariants
-//! * To stop its threads, the stopper takes the page's access away. A poll load then faults: SIGSEGV,
-//!   at a known instruction of compiled code, which holds no lock and has no live word in the red
-//!   zone (Cranelift uses none).
+//! * To stop its threads, the stopper takes the page's access away. A poll load then faults:
+//!   SIGSEGV, at a known instruction of compiled code, which holds no lock and has no live word in
+//!   the red zone (Cranelift uses none).
 //! * A fault is a poll's only if the page's address *and* the load's address are those of a
 //!   registered table. Every other fault goes to the handler that was installed before, or ends the
 //!   process as it would have without this one.
 //! * The handler allocates nothing, takes no lock and reads no thread-local storage. It reads the
 //!   tables only, which are never freed: a thread with a real fault may read them at any time.
-//! * The handler does not stop the thread, which may be on its alternate stack. It pushes the load's
-//!   address as a return address and continues in `poll_stub`, on the thread's own stack. The stub
-//!   saves what the interrupted code may have in registers, calls the runtime, and returns to the
-//!   load, which faults again as long as the page has no access.
-//! * The handler notes where the stub's frame will be, and the runtime's side clears the note before
-//!   it returns. So a stopper finds the registers of a thread that stands in the stub. The page must
-//!   belong to one thread for this.
+//! * The handler does not stop the thread, which may be on its alternate stack. It pushes the
+//!   load's address as a return address and continues in `poll_stub`, on the thread's own stack.
+//!   The stub saves what the interrupted code may have in registers, calls the runtime, and returns
+//!   to the load, which faults again as long as the page has no access.
+//! * The handler notes where the stub's frame will be, and the runtime's side clears the note
+//!   before it returns. So a stopper finds the registers of a thread that stands in the stub. The
+//!   page must belong to one thread for this.
 //! * The stub's unwind table is exact at its call, so a walk finds the interrupted frame. All
 //!   registers of that frame lie in the stub's frame, which a walk scans word by word.
 
@@ -287,8 +287,8 @@ fn pass_on(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut libc::c_void,
 /// The runtime's side: the end of a `no_preempt` section is a poll.
 unsafe extern "C" fn poll(stub: *const usize) {
     gc_preempt::no_preempt_here(|| ());
-    // SAFETY: the stub's frame pointer. The word above its saved RBP says where the stub returns to:
-    // to a load that has faulted, or behind a call, which no table has.
+    // SAFETY: the stub's frame pointer. The word above its saved RBP says where the stub returns
+    // to: to a load that has faulted, or behind a call, which no table has.
     let load = unsafe { stub.add(1).read() };
     if let Some(table) = table_of(load) {
         // Relaxed: as in the handler.

@@ -19,8 +19,8 @@ pub struct Rest {
 }
 
 /// `words = [lock, counter, rest, turns]`: takes the lock, rests, adds 1 to the counter, releases
-/// the lock, and gives 1. Each turn of the loop that waits for the lock adds 1 to `turns`. Gives 0 if
-/// the control's `over` ends that loop. [`Rest`] is the memory that `rest` names.
+/// the lock, and gives 1. Each turn of the loop that waits for the lock adds 1 to `turns`. Gives 0
+/// if the control's `over` ends that loop. [`Rest`] is the memory that `rest` names.
 pub fn spinlock(maker: &mut Maker) -> Result<(), CodegenError> {
     let arena = &mut maker.arena;
     let signature = arena.signature(&[types::I64], &[]);

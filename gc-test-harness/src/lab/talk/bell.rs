@@ -2,8 +2,8 @@
 //!
 //! A stop waits until its threads have stopped, however long that takes. So a kernel that its
 //! strategy does not stop has to end by itself: after a second, the bell sets the condition that
-//! ends it, and the attempt counts as missed. The bell's thread looks ten times a second, so that it
-//! takes no processor from the stop that is measured.
+//! ends it, and the attempt counts as missed. The bell's thread looks ten times a second, so that
+//! it takes no processor from the stop that is measured.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};

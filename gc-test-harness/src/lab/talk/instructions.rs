@@ -1,8 +1,8 @@
 //! Judges the scan of a kernel's frame at every instruction, by the oracle of `lab/oracle.rs`.
 //!
-//! The inputs are the smallest ones: a list of four nodes, and a table of two entries into which two
-//! nodes are stored. What a map names at an instruction depends neither on the machine's speed nor
-//! on chance. A scan word by word also finds what native code has left in registers.
+//! The inputs are the smallest ones: a list of four nodes, and a table of two entries into which
+//! two nodes are stored. What a map names at an instruction depends neither on the machine's speed
+//! nor on chance. A scan word by word also finds what native code has left in registers.
 
 use std::cell::RefCell;
 use std::ops::Range;

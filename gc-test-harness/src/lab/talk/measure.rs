@@ -174,7 +174,8 @@ pub fn storms(options: &Options, stops: u32) -> Result<Storms, TalkError> {
 }
 
 /// Runs a kernel under so many stops, each fourth of them a collection, and checks each answer.
-/// Gives the number of answers. A stop that the strategy cannot make waits for the end of a pass. Inputs have the size `1 / part`.
+/// Gives the number of answers. A stop that the strategy cannot make waits for the end of a pass.
+/// Inputs have the size `1 / part`.
 ///
 /// # Errors
 /// The refusal of Cranelift, of the system or of a heap, or a wrong answer.

@@ -1,17 +1,17 @@
 //! A kernel's slow-down under a strategy: blocks of the reference and of the strategy's code in
 //! pairs, on the same input in the same memory.
 //!
-//! Other load, a change of the clock rate or a migration reaches both blocks of a pair, so the ratio
-//! of a pair varies less than its times. Pairs begin with either block in turn.
+//! Other load, a change of the clock rate or a migration reaches both blocks of a pair, so the
+//! ratio of a pair varies less than its times. Pairs begin with either block in turn.
 //!
-//! The speed of a small loop depends on where it lies in a cache line, and code before the loop moves
-//! it. That is an accident of the kernel, and no cost of a strategy. So both codes are measured at
-//! each of the four places of a function in a cache line, and the geometric mean of the four ratios
-//! counts as one.
+//! The speed of a small loop depends on where it lies in a cache line, and code before the loop
+//! moves it. That is an accident of the kernel, and no cost of a strategy. So both codes are
+//! measured at each of the four places of a function in a cache line, and the geometric mean of the
+//! four ratios counts as one.
 //!
-//! Ratios are added until the sign of the difference is certain, or until the difference is certainly
-//! below half a percent. To ask after each ratio would find a difference by chance, so the question
-//! is asked whenever their number has doubled.
+//! Ratios are added until the sign of the difference is certain, or until the difference is
+//! certainly below half a percent. To ask after each ratio would find a difference by chance, so
+//! the question is asked whenever their number has doubled.
 
 use std::time::Duration;
 

@@ -2,8 +2,8 @@
 //! thread waits for the lock in a loop that has no call.
 //!
 //! The holder waits in a runtime call until the stop has taken effect, so it holds the lock for the
-//! whole time of the stop, however fast the machine is. The stop ends only if the strategy stops the
-//! loop of the other thread.
+//! whole time of the stop, however fast the machine is. The stop ends only if the strategy stops
+//! the loop of the other thread.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

@@ -362,8 +362,8 @@ pub struct Player<'a> {
 }
 
 impl Player<'_> {
-    /// Runs the kernel `passes` times, or until the pass in which the control's `over` is set. Gives
-    /// the last pass's answer, which is not checked.
+    /// Runs the kernel `passes` times, or until the pass in which the control's `over` is set.
+    /// Gives the last pass's answer, which is not checked.
     pub fn answer(&mut self, passes: u64) -> u64 {
         self.answer_of(self.stage.made.run, passes)
     }
