@@ -224,12 +224,14 @@ pub fn hold() {
     real::hold();
 }
 
-/// At a place that a planted condition names: waits until a stop asks for the running thread, which
-/// is attached. Async-signal-safe.
+/// At a place that a planted condition names: waits until `reached`. Async-signal-safe, if `reached`
+/// is.
 #[inline(always)]
-pub fn hold_until_asked() {
+pub fn hold_until(reached: impl Fn() -> bool) {
     #[cfg(feature = "faults")]
-    real::hold_until_asked();
+    real::until(reached);
+    #[cfg(not(feature = "faults"))]
+    let _ = reached;
 }
 
 /// Reads `URGE_FAULT`, once, outside of any handler.
@@ -265,7 +267,7 @@ mod real {
     };
 
     /// Waits asleep, so that a thread that shares the processor runs at once.
-    fn until(reached: impl Fn() -> bool) {
+    pub(super) fn until(reached: impl Fn() -> bool) {
         while !reached() {
             // SAFETY: a system call on a valid value.
             unsafe { libc::nanosleep(&A_MOMENT, core::ptr::null_mut()) };
@@ -277,10 +279,6 @@ mod real {
         // Acquire pairs with the Release of the store that ends the state: this thread sees what
         // the other one did before.
         until(|| HOLD.load(Ordering::Acquire) != state);
-    }
-
-    pub(super) fn hold_until_asked() {
-        until(|| crate::registry::current().is_none_or(|record| record.state.load().asked()));
     }
 
     pub(super) fn hold() {

@@ -413,6 +413,12 @@ pub(crate) fn lock_blocked() -> RegistryGuard {
     RegistryGuard(REGISTRY.lock())
 }
 
+/// Whether a stop has asked for the running thread, which is attached. For tests.
+#[doc(hidden)]
+pub fn is_asked_to_stop_here() -> bool {
+    current().is_none_or(|record| record.state.load().asked())
+}
+
 /// Whether the running thread is attached and inside `no_preempt`.
 pub fn in_no_preempt_here() -> bool {
     current().is_some_and(|record| record.depth.load(Ordering::Relaxed) != 0)

@@ -391,9 +391,16 @@ fn what_a_handler_interrupted_in_a_restart_range_is_moved_to_its_start() {
 
 static HOOKED: AtomicU64 = AtomicU64::new(0);
 
+/// A stop has met a running hook.
+static MET: AtomicBool = AtomicBool::new(false);
+
 unsafe extern "C" fn hook(data: *mut ()) {
-    HOOKED.fetch_add(data as u64, SeqCst);
-    // The hook runs long enough to be stopped in, which is a stop inside an injected call.
+    // One hook runs until a stop has met it, which is a stop inside an injected call.
+    if HOOKED.fetch_add(data as u64, SeqCst) == 10 {
+        while !MET.load(SeqCst) {
+            std::hint::spin_loop();
+        }
+    }
     for _ in 0..3_000 {
         std::hint::spin_loop();
     }
@@ -432,6 +439,7 @@ fn a_stop_hook_runs_on_the_mutators_own_stack_and_may_be_stopped_itself() {
             stops += 1;
             let mut find = Find::complement_of(!0x0123_4567_89ab_cdef);
             nested += u64::from(m.walk(&mut find).injected);
+            MET.store(nested > 0, SeqCst);
             walked += u64::from(find.count > 0);
         });
         done.store(true, SeqCst);

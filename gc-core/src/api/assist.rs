@@ -161,7 +161,7 @@ mod seam {
     /// than the collector waits for an assist.
     pub(super) fn delay() {
         if Fault::SlowAssists.planted() {
-            gc_preempt::faults::hold_until_asked();
+            gc_preempt::faults::hold_until(gc_preempt::is_asked_to_stop_here);
         }
         if Fault::BriskAssists.planted() {
             std::thread::sleep(Duration::from_millis(2));
