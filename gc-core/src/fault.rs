@@ -46,6 +46,7 @@ gc_preempt::faults! {
         AsideUnscanned = "aside-unscanned",
         BackUnmarked = "back-unmarked",
         BackUnscanned = "back-unscanned",
+        HeldAside = "held-aside",
         NeverIdle = "never-idle",
         HoardsMemory = "hoards-memory",
         GoalKept = "goal-kept",

@@ -5,8 +5,8 @@ mod common;
 
 use common::step::is_marking;
 use common::{
-    Kinds, bare_exit, check_list, cons, garbage, hazard, kinds, list, sit_idle,
-    until_its_bare_exit, wipe_stack,
+    Kinds, bare_exit, check_list, cons, garbage, hazard, hazard_given, kinds, list, sit_idle,
+    until, until_its_bare_exit, wipe_stack,
 };
 use gc_core::raw::{Kind, RawRoot};
 use gc_core::{Field, Heap, Mutator, Stress, Trace};
@@ -51,57 +51,52 @@ trait Waits {
     fn wait(&self, m: &Mutator, k: Kinds, waits: &dyn Fn(), until_marked: &dyn Fn());
 }
 
-/// How often the thread must return while a cycle marks.
-const ENOUGH: usize = 60;
+/// How often the thread returns while a cycle marks. In turn, it meets each phase that a cycle of
+/// the heap stays in.
+const ROUNDS: usize = 16;
 
-/// Has a thread wait until it is aside and return while a cycle marks, `ENOUGH` times.
+/// Has a thread wait until it is aside and return while a cycle marks, `ROUNDS` times. The
+/// condition `held-aside` holds the collector before it scans the thread, until the thread has
+/// returned and called `until_marked`.
 fn comes_back(what: &(impl Waits + Sync)) {
     let (heap, k) = stress_phases();
-    let (ends, met) = (AtomicBool::new(false), AtomicUsize::new(0));
-    // How often the thread may have returned so far.
-    let (go, ready) = (AtomicUsize::new(0), Barrier::new(2));
+    // How often the thread may have returned, and has returned.
+    let (go, back) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let ready = Barrier::new(2);
     std::thread::scope(|s| {
         s.spawn(|| {
             let m = heap.attach().unwrap();
-            for round in 1.. {
+            for round in 1..=ROUNDS {
                 let waits = || {
                     m.blocking(|| {
                         ready.wait();
-                        while go.load(SeqCst) < round {
-                            std::thread::yield_now();
-                        }
+                        until(|| go.load(SeqCst) == round);
                     });
                 };
                 let until_marked = || {
+                    back.store(round, SeqCst);
                     m.blocking(|| ready.wait());
                 };
                 what.wait(&m, k, &waits, &until_marked);
-                if ends.load(SeqCst) {
-                    break;
-                }
             }
         });
         let m = heap.attach().unwrap();
-        while !ends.load(SeqCst) {
+        for round in 1..=ROUNDS {
             m.blocking(|| ready.wait());
             until_aside(&m, 1);
-            let asked = heap.request_collection();
-            while !is_marking(&m) && heap.stats().collections < asked {
-                std::hint::spin_loop();
-            }
-            if is_marking(&m) {
-                met.fetch_add(1, SeqCst);
-            }
-            ends.store(met.load(SeqCst) >= ENOUGH, SeqCst);
-            go.fetch_add(1, SeqCst);
-            while heap.stats().collections < asked {
-                std::thread::yield_now();
-            }
+            let begin = || _ = heap.request_collection();
+            gc_preempt::faults::while_held(begin, || {
+                assert!(is_marking(&m));
+                go.store(round, SeqCst);
+                until(|| back.load(SeqCst) == round);
+            });
+            // The cycle that was held ends, and perhaps another one.
+            let held = heap.stats().collections;
+            until(|| heap.stats().collections > held || !is_marking(&m));
             garbage(&m, k, 4000);
             m.blocking(|| ready.wait());
         }
     });
-    assert!(met.load(SeqCst) >= ENOUGH);
 }
 
 /// Holds a list on the stack.
@@ -214,9 +209,11 @@ impl Waits for Roots {
 /// the roots ends before the new one.
 #[test]
 fn h98_what_a_thread_roots_where_it_waits_lives() {
-    hazard(
+    hazard_given(
         "h98_what_a_thread_roots_where_it_waits_lives",
+        "held-aside",
         "roots-end-early",
+        &[],
         || comes_back(&Roots),
     );
 }
@@ -302,9 +299,11 @@ fn h97_a_thread_that_ends_where_it_waits_is_forgotten_where_scans_fall_into_stop
 /// With `back-unscanned` planted, they are freed.
 #[test]
 fn h98_what_a_thread_has_on_its_stack_that_comes_back_while_a_cycle_marks_lives() {
-    hazard(
+    hazard_given(
         "h98_what_a_thread_has_on_its_stack_that_comes_back_while_a_cycle_marks_lives",
+        "held-aside",
         "back-unscanned",
+        &[],
         || comes_back(&OnStack),
     );
 }
@@ -313,9 +312,11 @@ fn h98_what_a_thread_has_on_its_stack_that_comes_back_while_a_cycle_marks_lives(
 /// With `back-unscanned` planted, they are freed.
 #[test]
 fn h98_what_a_thread_has_in_a_scope_that_comes_back_while_a_cycle_marks_lives() {
-    hazard(
+    hazard_given(
         "h98_what_a_thread_has_in_a_scope_that_comes_back_while_a_cycle_marks_lives",
+        "held-aside",
         "back-unscanned",
+        &[],
         || comes_back(&InScope),
     );
 }
@@ -324,9 +325,11 @@ fn h98_what_a_thread_has_in_a_scope_that_comes_back_while_a_cycle_marks_lives() 
 /// that it unlinks. With `back-unmarked` planted, that cell is freed.
 #[test]
 fn h98_what_a_thread_unlinks_that_comes_back_while_a_cycle_marks_lives() {
-    hazard(
+    hazard_given(
         "h98_what_a_thread_unlinks_that_comes_back_while_a_cycle_marks_lives",
+        "held-aside",
         "back-unmarked",
+        &[],
         || comes_back(&Unlinks),
     );
 }

@@ -477,10 +477,21 @@ fn collections_under(heap: &Heap, mib: u64) -> (u64, Vec<gc_core::raw::RawRoot>)
     // SAFETY: the cell was just allocated.
     let rooted = |_| unsafe { m.root_raw(alloc()).unwrap() };
     let roots = (0..256).map(rooted).collect();
+    let is_due = || {
+        let stats = heap.stats();
+        stats.last.bytes_live + stats.allocated_since >= stats.trigger_bytes
+    };
     let allocate = |mib: u64| {
         for _ in 0..mib << 20 >> 16 {
+            // The allocation asks for a collection that is due.
+            let (due, before) = (is_due(), heap.stats().collections);
             alloc();
-            m.blocking(|| std::thread::sleep(Duration::from_micros(500)));
+            m.blocking(|| {
+                std::thread::sleep(Duration::from_micros(500));
+                // On a busy machine, a collection comes later.
+                let waits = (0..100).take_while(|_| due && heap.stats().collections == before);
+                waits.for_each(|_| std::thread::sleep(Duration::from_micros(500)));
+            });
         }
     };
     // The pacer has reached a steady state under the limit.

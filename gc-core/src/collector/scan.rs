@@ -116,7 +116,8 @@ impl Cycle<'_, '_> {
         self.scanned = scanner.finish();
         self.stats.stacks_in_stops = beside.stacks[1];
         self.beside = Some(beside);
-        let are_few = beside.words <= FEW_ROOTS && !self.stress.scans_late();
+        let are_few =
+            beside.words <= FEW_ROOTS && !self.stress.scans_late() && seam::scans_few_in_the_stop();
         if !state.concurrent || are_few {
             while self.scan_beside() {}
         }
@@ -174,6 +175,9 @@ impl Cycle<'_, '_> {
     /// Scans some more of the roots that stop 1 has left; `false`: all have been scanned.
     /// `roots.rs` and `handles.rs` say what is logged meanwhile.
     pub(super) fn scan_beside(&mut self) -> bool {
+        if self.stopped.is_none() {
+            seam::hold_beside();
+        }
         let Some(mut beside) = self.beside.take() else {
             return false;
         };
@@ -241,6 +245,19 @@ mod seam {
         if Fault::HeldRoots.planted() {
             gc_preempt::faults::hold();
         }
+    }
+
+    /// Not a planted fault: mutators that are aside come back before they are scanned, however few
+    /// they are.
+    pub(super) fn hold_beside() {
+        if Fault::HeldAside.planted() {
+            gc_preempt::faults::hold();
+        }
+    }
+
+    /// Few roots are scanned in the stop.
+    pub(super) fn scans_few_in_the_stop() -> bool {
+        !Fault::HeldAside.planted()
     }
 
     pub(super) fn takes_idle_spans() -> bool {
