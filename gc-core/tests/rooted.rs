@@ -96,7 +96,7 @@ fn h70_a_root_that_is_moved_by_an_unattached_thread_before_it_is_scanned_lives()
         let heap = stressed();
         let mut roots = make_roots(&heap, 20_000);
         let mut random = 7usize;
-        while_collecting(&heap, 200, || {
+        while_collecting(&heap, 60, || {
             for _ in 0..1000 {
                 random = random
                     .wrapping_mul(6364136223846793005)

@@ -251,7 +251,7 @@ fn pair_is_ever_torn(what: CodeWhat) -> bool {
         |done| unsafe { t_pair_loop(done, target.load(Relaxed) as *mut _) },
         || {
             // A stop meets the thread in the range a quarter of the time.
-            stop_running_for_a_while(&world, 400, 5_000, |stopped| {
+            stop_running_for_a_while(&world, 200, 5_000, |stopped| {
                 let pc = stopped.mutators().next().unwrap().snapshot().registers.pc;
                 torn |= pc > range.start && pc < range.end;
             });
