@@ -1,4 +1,4 @@
-//! Coroutines: what a suspended stack holds lives, whoever scans it and whenever it is resumed.
+//! Coroutines: what a suspended stack holds lives, whether the collector or its resumer scans it.
 
 mod common;
 
@@ -416,7 +416,7 @@ fn with_mutator<R>(f: impl FnOnce(&Mutator) -> R) -> R {
 }
 
 /// Coroutines of another library, whose stacks are registered and whose switches are wrapped, keep
-/// what they hold, whoever scans it.
+/// what they hold, whether the collector or their resumer scans them.
 #[test]
 fn coroutines_of_another_library_keep_what_they_hold() {
     let (heap, k) = poisoned(|builder| builder.stress(Stress::PHASES));
@@ -614,8 +614,8 @@ fn misuse_is_an_error() {
     stack.release().unwrap();
 }
 
-/// A mutator whose coroutines are suspended may detach. Nobody resumes them then, also not a
-/// mutator whose record lies at the same address.
+/// A mutator whose coroutines are suspended may detach. No mutator resumes them then, not even one
+/// whose record lies at the same address.
 #[test]
 fn a_coroutine_does_not_go_on_in_a_later_mutator_of_its_thread() {
     let (heap, k) = poisoned(|builder| builder);

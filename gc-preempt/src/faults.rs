@@ -224,8 +224,8 @@ pub fn hold() {
     real::hold();
 }
 
-/// At a place that a planted condition names: waits until `reached`. Async-signal-safe, if `reached`
-/// is.
+/// At a place that a planted condition names: waits until `reached` is true. Async-signal-safe,
+/// if `reached` is.
 #[inline(always)]
 pub fn hold_until(reached: impl Fn() -> bool) {
     #[cfg(feature = "faults")]

@@ -62,7 +62,7 @@
 //! stack is walked from where it was left: by a switch, or in the middle of any instruction where a
 //! hook suspends it. [`Stopped::suspended`] lists such stacks in a stop. With
 //! [`Stopped::begin_stack_epoch`] a stop need not look at them: they are reported beside the
-//! program, or by whoever resumes one first.
+//! program, or by the thread that resumes one first.
 //!
 //! # Effects of stops on a host's threads
 //!

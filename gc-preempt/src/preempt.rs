@@ -158,7 +158,7 @@ impl Mutator {
         self.record.preempt_hook.set(hook, self.world.inner.id);
     }
 
-    /// Whether somebody wants this thread preempted. For native code, which signals do not preempt.
+    /// Whether this thread is asked to be preempted. For native code, which signals do not preempt.
     #[inline]
     pub fn preempt_wanted(&self) -> bool {
         // Relaxed: a hint; the next look sees a later request.
@@ -166,7 +166,7 @@ impl Mutator {
     }
 }
 
-/// Whether somebody wants the running thread preempted, see [`Mutator::preempt_wanted`]. False on a
+/// Whether the running thread is asked to be preempted, see [`Mutator::preempt_wanted`]. False on a
 /// thread that is not attached.
 #[inline]
 pub fn preempt_wanted_here() -> bool {

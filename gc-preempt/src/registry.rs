@@ -58,7 +58,7 @@ pub(crate) struct Record {
     pub stop_hook: Hook,
     /// Runs when the thread is preempted (see `preempt.rs`).
     pub preempt_hook: Hook,
-    /// Somebody wants the thread preempted, and that has not happened yet.
+    /// A request to preempt the thread has been made, and has not been served yet.
     pub preempt_wanted: AtomicBool,
     /// How many threads have had this record before. Changes under the registry lock.
     pub generation: AtomicU64,

@@ -109,12 +109,30 @@ impl Stack {
     /// If the last switch back was no [`suspend_with`](crate::suspend_with), the stack counts as
     /// finished.
     ///
-    /// ```no_run
-    /// # fn switch_by_hand(to: &mut usize) {}
-    /// # let (stack, mut to): (gc_preempt::Stack, usize) = todo!();
-    /// // SAFETY: the code there leaves by `suspend_with`, or ends.
-    /// unsafe { stack.resume_with(|| switch_by_hand(&mut to)) }?;
-    /// # Ok::<(), gc_preempt::StackError>(())
+    /// ```
+    /// use corosensei::stack::{DefaultStack, Stack as _};
+    /// use corosensei::{Coroutine, CoroutineResult};
+    /// use gc_preempt::{Config, World, suspend_with};
+    ///
+    /// let world = World::new(Config::default())?;
+    /// let _mutator = world.attach(core::ptr::null_mut())?;
+    /// let memory = DefaultStack::new(64 << 10)?;
+    /// // The limit is that of the guard page.
+    /// let range = memory.limit().get() + 4096..memory.base().get();
+    /// // SAFETY: only the coroutine uses the memory, which it keeps until the registration ends.
+    /// let stack = unsafe { world.register_stack(range, ()) }?;
+    /// let mut coroutine = Coroutine::with_stack(memory, |yielder, first: u32| {
+    ///     // SAFETY: corosensei switches to the resumer.
+    ///     unsafe { suspend_with(|| yielder.suspend(first + 1)) }.unwrap() + 1
+    /// });
+    /// // SAFETY: the code on the stack leaves by `suspend_with`, or ends.
+    /// let yielded = unsafe { stack.resume_with(|| coroutine.resume(1)) }?;
+    /// assert!(matches!(yielded, CoroutineResult::Yield(2)));
+    /// // SAFETY: as above.
+    /// let ended = unsafe { stack.resume_with(|| coroutine.resume(7)) }?;
+    /// assert!(matches!(ended, CoroutineResult::Return(8)));
+    /// stack.release().map_err(|(error, _)| error)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors
@@ -197,7 +215,8 @@ fn end(record: &'static StackRecord, inner: &Inner, suspended_too: bool) -> Resu
 /// # Safety
 /// The record is in no list, no thread runs on the stack, and its handle is gone.
 unsafe fn free(record: &'static StackRecord) {
-    // SAFETY: from `Box::leak` in `register_stack`, and by the contract nobody else has it.
+    // SAFETY: from `Box::leak` in `register_stack`, and by the contract no other reference to it is
+    // left.
     drop(unsafe { Box::from_raw(core::ptr::from_ref(record).cast_mut()) });
 }
 

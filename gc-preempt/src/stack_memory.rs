@@ -131,7 +131,7 @@ impl StackPool {
 
     fn give(&self, start: usize) {
         let _kept = KeepErrno::new();
-        // SAFETY: the stack's own pages, which nobody uses any more. If the kernel refuses, they
+        // SAFETY: the stack's own pages, which are no longer used. If the kernel refuses, they
         // stay backed, and their words are cleared here.
         unsafe {
             if libc::madvise(start as *mut _, self.0.bytes, libc::MADV_DONTNEED) != 0 {
@@ -205,7 +205,7 @@ fn guard(page: usize) -> io::Result<()> {
     }
     // Relaxed: a hint.
     if !OLD_KERNEL.load(Ordering::Relaxed) && !seam::is_old() {
-        // SAFETY: a page of a mapping of the pool's, which nobody uses.
+        // SAFETY: a page of a mapping of the pool's, which is not in use.
         if unsafe { libc::madvise(page as *mut _, PAGE, MADV_GUARD_INSTALL) } == 0 {
             return Ok(());
         }

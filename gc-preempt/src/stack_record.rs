@@ -26,8 +26,8 @@
 //!   is a Release, the resumer's load an Acquire: the walk's reads come before the resumer's
 //!   writes.
 //!
-//! So whoever holds the registry lock may walk a suspended stack whose `scanned` is old, beside
-//! resumers. They hand a claimed stack back, and wait for the lock.
+//! So the thread that holds the registry lock may walk a suspended stack whose `scanned` is old,
+//! beside resumers. They hand a claimed stack back, and wait for the lock.
 
 use core::cell::UnsafeCell;
 use core::ops::Range;

@@ -515,7 +515,7 @@ mod seam {
         }
     }
 
-    /// The record of the thread that leaves a stack. `None`, if nobody asks for it later.
+    /// The record of the thread that leaves a stack. `None`, if the planted fault does not use it.
     pub(super) fn before() -> Option<&'static Record> {
         if Fault::KeepsRecord.planted() {
             registry::current()

@@ -94,7 +94,7 @@ impl Heap {
     /// let mutator = heap.attach()?;
     /// let memory = memmap2::MmapMut::map_anon(64 << 10)?;
     /// let start = memory.as_ptr() as usize;
-    /// // SAFETY: the mapping is nobody else's, and lives as long as its registration.
+    /// // SAFETY: only the stack uses the mapping, which lives as long as its registration.
     /// let stack = unsafe { heap.register_stack(start..start + memory.len(), memory) }?;
     /// mutator.start(&stack, |_| ())?;
     /// assert_eq!(mutator.resume(&stack)?, Resumed::Finished);

@@ -2,8 +2,8 @@
 //!
 //! The map changes under the registry lock only, and a stop holds that lock. So a thread that has
 //! been asked to stop may read the map. A thread that is to be preempted without a stop may not:
-//! the map could change meanwhile. Such a thread counts itself in [`Readers`] first, and whoever
-//! changes the map waits until the count is zero.
+//! the map could change meanwhile. Such a thread counts itself in [`Readers`] first, and the
+//! thread that changes the map waits until the count is zero.
 //!
 //! Invariant: a reader that does not see `changing` has counted itself before the writer looks at
 //! the count, so the writer waits for it. A reader that sees `changing` reads nothing. Neither side

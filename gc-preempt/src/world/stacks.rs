@@ -4,7 +4,7 @@
 //! * In each stop, [`Stopped::suspended`] lists them all. Such a stop grows with their number.
 //! * The owner of the world begins a stack epoch in its stop ([`Stopped::begin_stack_epoch`]), and
 //!   reports each stack that was suspended then *later*: a pass beside the program does it
-//!   ([`World::for_each_suspended`]), or whoever resumes the stack first, by the hook
+//!   ([`World::for_each_suspended`]), or the thread that resumes the stack first does, by the hook
 //!   ([`World::set_stack_hooks`]). Until then the frames of the stack do not run, so its words are
 //!   those of the stop. The stacks in the chain of a thread are reported by the thread's walk, and
 //!   count as reported.
@@ -40,7 +40,7 @@ impl World {
     /// let world = World::new(Config::default())?;
     /// let _mutator = world.attach(core::ptr::null_mut())?;
     /// let memory = StackMemory::new(64 << 10)?;
-    /// // SAFETY: the memory is nobody else's, and lives as long as its registration.
+    /// // SAFETY: only the stack uses the memory, which lives as long as its registration.
     /// let stack = unsafe { world.register_stack(memory.range(), memory) }?;
     /// // SAFETY: the function keeps nothing over its suspension.
     /// unsafe { stack.start(|| suspend().unwrap()) }?;

@@ -1,8 +1,15 @@
 //! Stacks for tests: registering, starting, and code that holds a word where a test wants it.
 #![allow(dead_code)] // each test binary uses a part
 
-use gc_preempt::{Stack, StackMemory, World, suspend};
+use gc_preempt::{Mutator, Stack, StackMemory, World, suspend};
 use std::arch::global_asm;
+
+/// A world, and this thread as its mutator.
+pub fn attached() -> (World, Mutator) {
+    let world = super::world();
+    let mutator = world.attach(std::ptr::null_mut()).unwrap();
+    (world, mutator)
+}
 
 /// A stack of 256 KiB, with its memory.
 pub fn stack(world: &World) -> Stack {

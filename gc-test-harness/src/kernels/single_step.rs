@@ -7,7 +7,7 @@
 //! # Whose traps
 //!
 //! A trap is ours if the kernel says that it is a trace trap, and the running thread has a hook.
-//! Any other SIGTRAP (a breakpoint, `kill`, the flag that somebody else has set) goes to the
+//! Any other SIGTRAP (a breakpoint, `kill`, the flag that other code has set) goes to the
 //! handler that was there before, or has the effect that it would have had. A debugger sees all
 //! traps before the process does, and takes ours for its own: this is why the talk calls stepping a
 //! false start.
@@ -73,8 +73,8 @@ pub fn is_stepping() -> bool {
 /// instructions, until it returns false. Async-signal-safe.
 ///
 /// # Safety
-/// `ucontext` is the third argument of a running handler. `hook` outlives the stepping, nobody else
-/// uses it meanwhile, and the running thread is not being stepped. [`install`] has been called.
+/// `ucontext` is the third argument of a running handler. `hook` outlives the stepping, no other
+/// code uses it meanwhile, and the running thread is not being stepped. [`install`] was called.
 pub unsafe fn step_from(ucontext: *mut c_void, hook: NonNull<dyn OnTrap>) {
     HOOK.set(Some(hook));
     // SAFETY: the contract.
@@ -98,7 +98,7 @@ extern "C" fn on_trap(signal: c_int, info: *mut libc::siginfo_t, ucontext: *mut 
     let Some(mut hook) = hook else {
         return pass_on(signal, info, ucontext);
     };
-    // SAFETY: `step_from` has the contract that the hook lives, and that nobody else uses it.
+    // SAFETY: `step_from` has the contract that the hook lives, and that no other code uses it.
     let steps_on = unsafe { hook.as_mut().trapped(&Interruption::of_signal(ucontext)) };
     if !steps_on {
         HOOK.set(None);

@@ -43,7 +43,7 @@ use super::interruption::Interruption;
 use super::places::Places;
 use super::single_step::{self, OnTrap};
 
-/// Nobody asks the thread.
+/// The thread is not asked to step.
 const RUNNING: u32 = 0;
 /// The thread is to step to a point.
 const ASKED: u32 = 1;

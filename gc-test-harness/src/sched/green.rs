@@ -1,8 +1,8 @@
 //! One green thread: its stack, and how it waits.
 //!
 //! # Waiting
-//! A green thread that has to wait (for a message, for a time) parks, and whoever makes the wait
-//! unnecessary unparks it. `permit` makes the two meet:
+//! A green thread that has to wait (for a message, for a time) parks. The thread that makes the
+//! wait unnecessary unparks it. `permit` makes the two meet:
 //!
 //! ```text
 //! EMPTY    --the worker, after the stack was suspended-->  PARKED   in no queue
@@ -10,8 +10,8 @@
 //! PARKED   --unpark-->                                     EMPTY    back in a queue
 //! ```
 //!
-//! The worker makes the step to PARKED when the stack has been left, so nobody resumes a stack that
-//! is still in use. A park may return without reason: callers look again in a loop.
+//! The worker makes the step to PARKED when the stack has been left, so no worker resumes a stack
+//! that is still in use. A park may return without reason: callers look again in a loop.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
@@ -104,7 +104,7 @@ impl Green {
     /// unparked meanwhile, and is to run.
     pub(super) fn parked(&self) -> bool {
         // Acquire and Release pair with `unparked`'s: what was done before an unpark is seen after
-        // the park, and the stack's state by whoever resumes it.
+        // the park, and the stack's state by the worker that resumes it.
         let parked =
             self.permit
                 .compare_exchange(EMPTY, PARKED, Ordering::AcqRel, Ordering::Acquire);

@@ -194,7 +194,7 @@ impl Stage {
         self.left.store(false, Ordering::Relaxed);
     }
 
-    /// Says that the kernel's thread has ended, so that nobody waits for it.
+    /// Says that the kernel's thread has ended, so that no thread waits for it.
     pub fn leave(&self) {
         self.left.store(true, Ordering::Release);
     }
@@ -411,7 +411,7 @@ impl Player<'_> {
 
     /// Runs the kernel until [`Stage::end_pass`], and gives the answer.
     pub fn until_ended(&mut self) -> u64 {
-        // Relaxed: whoever ends the pass does so again until this thread has noticed.
+        // Relaxed: the thread that ends the pass does so again until this thread has noticed.
         self.stage.control.over.store(0, Ordering::Relaxed);
         self.answer(u64::MAX)
     }

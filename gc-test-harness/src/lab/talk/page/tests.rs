@@ -17,7 +17,7 @@ fn stops(center: f64, count: u64, missed: u64) -> Stops {
     Stops { times, missed }
 }
 
-/// Figures of about the right size, which nobody has measured.
+/// Figures of about the right size, which were not measured.
 fn made_up() -> (Talk, Scenes) {
     let strategy = |(at, strategy): (usize, Strategy)| {
         let percent = [0.0, 0.1, 1.2, 7.8, 4.1, 0.1, 0.2, 0.0][at % 8];
