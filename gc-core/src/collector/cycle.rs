@@ -175,6 +175,9 @@ impl<'h, 'c> Cycle<'h, 'c> {
         let space = &self.state.space;
         while space.sweep_piece_aside() {}
         let (number, whole) = self.state.requests.begin();
+        if !whole {
+            seam::is_late();
+        }
         self.stats.number = number;
         self.stats.young = space.keeps_marks() && !whole && space.allocated_black.are_known();
         if self.stats.young {
@@ -254,4 +257,32 @@ impl<'h, 'c> Cycle<'h, 'c> {
             std::thread::sleep(Duration::from_nanos(rest));
         }
     }
+}
+
+mod seam {
+    /// Lets a cycle that allocation made due wait up to `URGE_LATE_CYCLES` milliseconds before its
+    /// first stop, as on a machine where other processes run instead. The tests must pass so.
+    #[cfg(feature = "faults")]
+    pub(super) fn is_late() {
+        use std::sync::OnceLock;
+        use std::time::{Duration, SystemTime, UNIX_EPOCH};
+        static MOST: OnceLock<u64> = OnceLock::new();
+        let most = *MOST.get_or_init(|| {
+            std::env::var("URGE_LATE_CYCLES").map_or(0, |most| {
+                most.parse()
+                    .expect("URGE_LATE_CYCLES is a number of milliseconds")
+            })
+        });
+        if most > 0 {
+            let now = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default();
+            let micros = u64::from(now.subsec_nanos() / 100) % (most * 1000);
+            std::thread::sleep(Duration::from_micros(micros));
+        }
+    }
+
+    #[cfg(not(feature = "faults"))]
+    #[inline(always)]
+    pub(super) fn is_late() {}
 }
