@@ -184,7 +184,8 @@ fn h112_words_on_the_stacks_of_resumers_are_found() {
                 stopped.mutators().next().unwrap().walk(&mut found);
                 drop(stopped);
                 DONE.store(true, SeqCst);
-                assert_eq!(found.count, HELD);
+                // The compiler may have left another copy in a frame.
+                assert!(found.count >= HELD, "{}", found.count);
             });
         },
     );
