@@ -146,9 +146,12 @@ impl<A: AtomicWord> Turns<A> {
     }
 
     fn is_due(&self, epoch: u64) -> bool {
-        // Relaxed: written under the registry lock, or by the thread that runs on the stack.
-        self.scanned.load(Ordering::Relaxed) != epoch
-            && matches!(self.state(), StackState::Suspended | StackState::Claimed)
+        // The state first: its Acquire pairs with the Release of `set`, so for a stack that was
+        // started in this epoch the next load finds what `reported` has stored before. The other
+        // order would find the old epoch, and then the stack suspended.
+        matches!(self.state(), StackState::Suspended | StackState::Claimed)
+            // Relaxed: the other stores are under the registry lock.
+            && self.scanned.load(Ordering::Relaxed) != epoch
     }
 
     fn reported(&self, epoch: u64) {

@@ -1,5 +1,6 @@
-//! Two resumers of one suspended stack and a walk beside them, under every interleaving that loom
-//! makes with at most three preemptions. The stack is due: no walk has reported it in this epoch.
+//! Two resumers of one suspended stack and a walk beside them, and the start of a stack beside a
+//! walk, under every interleaving that loom makes with at most three preemptions. No walk has
+//! reported the stack in this epoch.
 
 use super::*;
 use loom::cell::UnsafeCell;
@@ -30,6 +31,15 @@ impl Shared {
         }
     }
 
+    /// Makes the first frame of a stack that has none.
+    fn start(&self) {
+        assert!(self.turns.claim(StackState::Idle, StackState::Running));
+        // SAFETY: as in `report`.
+        self.frames.with_mut(|frames| unsafe { *frames += 1 });
+        self.turns.reported(EPOCH);
+        self.turns.set(StackState::Suspended);
+    }
+
     fn resume(&self) {
         loop {
             if self.turns.state() != StackState::Suspended {
@@ -50,16 +60,26 @@ impl Shared {
     }
 }
 
-#[test]
-fn loom_a_suspended_stack_is_walked_once_before_it_runs_and_never_while_it_runs() {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
-    model.check(|| {
-        let shared = Arc::new(Shared {
+impl Shared {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
             turns: Turns::new(LoomU64::new(0), LoomU64::new(0)),
             registry: Mutex::new(0),
             frames: UnsafeCell::new(0),
-        });
+        })
+    }
+}
+
+fn check(body: impl Fn() + Sync + Send + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(body);
+}
+
+#[test]
+fn loom_a_suspended_stack_is_walked_once_before_it_runs_and_never_while_it_runs() {
+    check(|| {
+        let shared = Shared::new();
         shared.turns.set(StackState::Suspended);
         let resumers = [(); 2].map(|()| {
             let shared = shared.clone();
@@ -70,5 +90,22 @@ fn loom_a_suspended_stack_is_walked_once_before_it_runs_and_never_while_it_runs(
             resumer.join().unwrap();
         }
         assert_eq!(*shared.registry.lock().unwrap(), 1);
+    });
+}
+
+#[test]
+fn loom_a_stack_that_is_started_in_the_epoch_is_not_walked() {
+    check(|| {
+        let shared = Shared::new();
+        let starter = loom::thread::spawn({
+            let shared = shared.clone();
+            move || {
+                shared.start();
+                shared.resume();
+            }
+        });
+        shared.report();
+        starter.join().unwrap();
+        assert_eq!(*shared.registry.lock().unwrap(), 0);
     });
 }
