@@ -44,6 +44,8 @@ crate::faults! {
         NoSavedRegisters = "no-saved-registers",
         EndByRbpOnly = "end-by-rbp-only",
         MapBehindInterruption = "map-behind-interruption",
+        WordsBehindInjection = "words-behind-injection",
+        EndsBehindInjection = "ends-behind-injection",
         TrustMissingMaps = "trust-missing-maps",
         NoOuterRestart = "no-outer-restart",
         // A thread's side of a stop.

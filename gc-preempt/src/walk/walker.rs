@@ -148,7 +148,7 @@ impl<'a> Walker<'a> {
         // SAFETY: the image lies on the stack, below the registers that were just read.
         unsafe { arch::state_in_use(&(low..saved), |words| self.report(words)) };
         self.report(saved..cfa);
-        Some(Next::Frame(Frame::interrupted(&registers)))
+        seam::behind_an_injection(Frame::interrupted(&registers), limit)
     }
 
     /// Reports one frame and steps to its caller. `None`, with nothing reported: the frame's end is
@@ -390,6 +390,17 @@ mod seam {
 
     pub(super) fn saved_registers(words: Range<usize>) -> Range<usize> {
         unless(Fault::NoSavedRegisters, words)
+    }
+
+    /// The frame that an injected call has interrupted is next, and then its callers.
+    pub(super) fn behind_an_injection(interrupted: Frame, limit: usize) -> Option<Next> {
+        if Fault::WordsBehindInjection.planted() {
+            return None;
+        }
+        if Fault::EndsBehindInjection.planted() {
+            return Some(Next::End { cfa: limit });
+        }
+        Some(Next::Frame(interrupted))
     }
 
     /// No map speaks of a frame that was interrupted.

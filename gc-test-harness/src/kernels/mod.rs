@@ -8,6 +8,7 @@ pub mod exact;
 pub mod hold;
 pub mod image;
 pub mod interruption;
+pub mod left;
 pub mod loops;
 pub mod places;
 pub mod single_step;
