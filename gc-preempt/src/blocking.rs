@@ -29,6 +29,7 @@ fn drain_signals(record: &Record) -> bool {
 }
 
 /// Could the running thread wait in [`blocked`] here?
+#[inline]
 pub(crate) fn may_wait(record: &Record) -> Result<(), Obstacle> {
     let here = 0u8;
     let point = StopPoint::Wait {

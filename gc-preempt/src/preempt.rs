@@ -178,7 +178,10 @@ pub fn preempt_wanted_here() -> bool {
 /// yields by itself, and for a scheduler that has just switched.
 pub fn take_preempt_request_here() -> bool {
     // SeqCst pairs with the store that marks, as the handler's load does.
-    registry::current().is_some_and(|record| record.preempt_wanted.swap(false, Ordering::SeqCst))
+    registry::current().is_some_and(|record| {
+        record.preempt_wanted.load(Ordering::SeqCst)
+            && record.preempt_wanted.swap(false, Ordering::SeqCst)
+    })
 }
 
 /// What tests may break here.

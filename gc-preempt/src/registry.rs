@@ -168,6 +168,7 @@ impl Record {
     /// The registered stack that the thread runs on. `None`: it runs on its own.
     ///
     /// On the thread itself; or while it is stopped, or gone, under the registry lock.
+    #[inline]
     pub(crate) fn current(&self) -> Option<&'static StackRecord> {
         // Relaxed: the thread's own, or published by the swap of its state word.
         // SAFETY: a stack that a thread runs on stays registered.
@@ -258,6 +259,7 @@ struct Bucket([AtomicPtr<Record>; BUCKET]);
 static TABLE: [Bucket; BUCKETS] =
     [const { Bucket([const { AtomicPtr::new(core::ptr::null_mut()) }; BUCKET]) }; BUCKETS];
 
+#[inline]
 fn bucket(thread_pointer: usize) -> &'static Bucket {
     // Fibonacci hashing: control blocks are spaced by powers of two, so their low bits alone would
     // collide.

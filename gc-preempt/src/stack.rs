@@ -98,6 +98,7 @@ impl Stack {
     ///
     /// # Panics
     /// With the panic that has ended the function.
+    #[inline]
     pub fn resume(&self) -> Result<Resumed, StackError> {
         switch::resume(self.record, &self.world.inner)
     }

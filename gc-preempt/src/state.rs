@@ -107,6 +107,7 @@ impl Word {
         Self(0)
     }
 
+    #[inline]
     pub(crate) fn phase(self) -> Phase {
         match self.0 & PHASE {
             0 => Phase::Running,
@@ -121,6 +122,7 @@ impl Word {
     }
 
     /// The thread runs and stop [`number`](Self::number) wants it stopped.
+    #[inline]
     pub(crate) fn asked(self) -> bool {
         self.0 & (PHASE | ASKED) == ASKED
     }
@@ -214,6 +216,7 @@ impl State {
 
 impl<A: AtomicWord> State<A> {
     /// The word.
+    #[inline]
     pub(crate) fn load(&self) -> Word {
         // Acquire pairs with every swap's Release: a stopper that sees the thread stopped sees the
         // snapshot that it published.

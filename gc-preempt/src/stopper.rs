@@ -31,6 +31,7 @@ static ASKED: AtomicU64 = AtomicU64::new(0);
 ///
 /// A test's allocator calls it, to abort on a malloc in a stopped world. It takes no lock and
 /// allocates nothing.
+#[inline]
 pub fn holds_a_stop() -> bool {
     // Relaxed: a thread finds its own pointer only if it has stored that itself.
     STOPPER.load(Ordering::Relaxed) == arch::thread_pointer()

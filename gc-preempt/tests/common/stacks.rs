@@ -99,12 +99,20 @@ unsafe extern "C-unwind" {
 }
 
 /// Calls `f` while [`HELD`] registers alone hold the word. Returns the word's complement.
+/// A compiled `f` may save a register that it does not change: then the word is there twice.
 pub fn held_by_callee(not: usize, f: extern "C-unwind" fn()) -> usize {
     // SAFETY: the assembly keeps the System V convention, and has an unwind table.
     unsafe { !c_held_by_callee(not, f) }
 }
 
+/// Clears the words below the caller's frame, which frames that are gone have left.
+#[inline(never)]
+pub fn clear_below() {
+    std::hint::black_box([0usize; 256]);
+}
+
 /// [`suspend`], for [`held_by_callee`].
+#[inline(never)]
 pub extern "C-unwind" fn suspended() {
     suspend().unwrap();
 }

@@ -14,7 +14,7 @@
 //! that is still in use. A park may return without reason: callers look again in a loop.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 
 use gc_preempt::{Resumed, Stack, StackError};
 
@@ -22,21 +22,13 @@ const EMPTY: u32 = 0;
 const PARKED: u32 = 1;
 const NOTIFIED: u32 = 2;
 
-/// Why a green thread has suspended itself.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Why {
-    /// It goes on when it is its turn again.
-    Yields,
-    /// It waits for an unpark.
-    Parks,
-}
-
 /// A green thread.
 pub struct Green {
     stack: Stack,
     permit: AtomicU32,
-    /// Written by the green thread before it suspends itself, read by its worker after that.
-    parks: AtomicU32,
+    /// It waits for an unpark. Written by the green thread before it suspends itself, read by its
+    /// worker after that.
+    parks: AtomicBool,
     /// The worker that runs it. Written by the worker, read by the green thread on it.
     worker: AtomicPtr<()>,
 }
@@ -47,7 +39,7 @@ impl Green {
         let green = Arc::new(Green {
             stack,
             permit: AtomicU32::new(EMPTY),
-            parks: AtomicU32::new(0),
+            parks: AtomicBool::new(false),
             worker: AtomicPtr::new(std::ptr::null_mut()),
         });
         green.stack.set_data(Arc::as_ptr(&green).cast_mut().cast());
@@ -68,7 +60,7 @@ impl Green {
         }
     }
 
-    /// The worker that runs it, and why it suspends itself next. On the green thread.
+    /// Calls `f` with the running green thread and the worker that runs it.
     pub(super) fn with_here<R>(f: impl FnOnce(&Green, *mut ()) -> R) -> Option<R> {
         let green = gc_preempt::data_here()?.cast::<Green>().cast_const();
         // SAFETY: as in `here`; the worker holds its count while this code runs on it.
@@ -76,25 +68,24 @@ impl Green {
         Some(f(green, green.worker.load(Ordering::Relaxed)))
     }
 
-    /// Says why the green thread is about to suspend itself.
-    pub(super) fn because(&self, why: Why) {
-        // Relaxed: its worker reads it, which is this thread.
-        self.parks
-            .store(u32::from(why == Why::Parks), Ordering::Relaxed);
+    /// Says that it suspends itself next to wait for an unpark. On the green thread.
+    pub(super) fn parks(&self) {
+        // Relaxed, here and below: its worker reads it, which is this thread.
+        self.parks.store(true, Ordering::Relaxed);
     }
 
-    /// Why it has suspended itself. On its worker.
-    pub(super) fn why(&self) -> Why {
-        match self.parks.load(Ordering::Relaxed) {
-            0 => Why::Yields,
-            _ => Why::Parks,
+    /// Has it suspended itself to wait for an unpark? Otherwise it has yielded, or was preempted.
+    /// On its worker, once after each suspension.
+    pub(super) fn has_parked(&self) -> bool {
+        let parks = self.parks.load(Ordering::Relaxed);
+        if parks {
+            self.parks.store(false, Ordering::Relaxed);
         }
+        parks
     }
 
     /// Runs it on that worker until it suspends itself or ends.
-    ///
-    /// # Panics
-    /// With its panic.
+    #[inline]
     pub(super) fn resume(&self, worker: *mut ()) -> Result<Resumed, StackError> {
         self.worker.store(worker, Ordering::Relaxed);
         self.stack.resume()

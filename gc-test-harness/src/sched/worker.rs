@@ -7,7 +7,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use gc_core::{Heap, Mutator};
@@ -15,7 +15,7 @@ use gc_preempt::{
     PreemptHook, Preempter, Resumed, StackPool, World, suspend, take_preempt_request_here,
 };
 
-use super::green::{Green, Why};
+use super::green::Green;
 use super::options::{Counts, Mode, Options};
 use super::queue::{Local, Queues};
 use super::timers::Timers;
@@ -77,27 +77,39 @@ impl Shared {
         // SAFETY: the memory is the registration's own.
         let stack = unsafe { self.world.register_stack(memory.range(), memory) };
         let stack = stack.map_err(|e| e.to_string())?;
+        let body = move || {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(f)) {
+                with_worker(|worker| worker.shared.note_panic(words(&*panic)));
+            }
+        };
         // SAFETY: green threads keep nothing of a thread's over a suspension (the head of
         // `sched/mod.rs`), and workers end on their own stacks.
-        unsafe { stack.start(f) }.map_err(|e| e.to_string())?;
+        unsafe { stack.start(body) }.map_err(|e| e.to_string())?;
         let green = Green::new(stack);
-        self.live.lock().unwrap_or_else(PoisonError::into_inner).0 += 1;
+        self.live().0 += 1;
         enqueue(green.clone());
         Ok(green)
     }
 
-    fn end(&self, panic: Option<String>) {
-        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+    fn live(&self) -> MutexGuard<'_, (u64, Option<String>)> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_panic(&self, words: String) {
+        self.live().1.get_or_insert(words);
+    }
+
+    /// A green thread has ended.
+    fn end(&self) {
+        let mut live = self.live();
         live.0 -= 1;
-        live.1 = live.1.take().or(panic);
         if live.0 == 0 {
             self.ended.notify_all();
         }
     }
 
     pub(super) fn wait(&self) -> Result<(), String> {
-        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
-        let ended = self.ended.wait_while(live, |live| live.0 != 0);
+        let ended = self.ended.wait_while(self.live(), |live| live.0 != 0);
         let live = ended.unwrap_or_else(PoisonError::into_inner);
         live.1.clone().map_or(Ok(()), Err)
     }
@@ -156,10 +168,15 @@ impl Worker {
         let shared = &*self.shared;
         // Acquire pairs with the Release in `Scheduler::drop`.
         let is_over = || shared.over.load(Ordering::Acquire);
+        let mut yielded = None;
         loop {
             shared.timers.due(|green| self.unpark(&green));
-            if let Some(green) = self.local.next(&shared.queues) {
-                self.run(green);
+            let next = match yielded.take() {
+                Some(green) => self.local.next_after(&shared.queues, green),
+                None => self.local.next(&shared.queues),
+            };
+            if let Some(green) = next {
+                yielded = self.run(green);
             } else if is_over() {
                 return;
             } else {
@@ -169,28 +186,28 @@ impl Worker {
         }
     }
 
-    /// Runs a green thread until it is suspended or ends.
-    fn run(&self, green: Arc<Green>) {
+    /// Runs a green thread until it is suspended or ends. Gives it back if it goes on when it is
+    /// its turn again.
+    fn run(&self, green: Arc<Green>) -> Option<Arc<Green>> {
         let here = std::ptr::from_ref(self).cast_mut().cast();
         // A request that meant the green thread before.
         take_preempt_request_here();
         // Relaxed, both: only this thread writes it, and the monitor may read it late.
         let ticks = self.seat().ticks.load(Ordering::Relaxed);
         self.seat().ticks.store(ticks + 1, Ordering::Relaxed);
-        let outcome = catch_unwind(AssertUnwindSafe(|| green.resume(here)));
+        let outcome = green.resume(here);
         self.seat().ticks.store(ticks + 2, Ordering::Relaxed);
         match outcome {
-            Ok(Ok(Resumed::Suspended)) => match green.why() {
-                Why::Parks if green.parked() => {}
-                // To the end of the global queue, as in Go: all others are served before.
-                Why::Yields | Why::Parks => self.shared.queues.inject(green),
-            },
-            Ok(Ok(Resumed::Finished)) => self.shared.end(None),
-            Ok(Err(error)) => self
-                .shared
-                .end(Some(format!("a stack was not resumed: {error}"))),
-            Err(panic) => self.shared.end(Some(words(&*panic))),
+            Ok(Resumed::Suspended) if green.has_parked() && green.parked() => return None,
+            Ok(Resumed::Suspended) => return Some(green),
+            Ok(Resumed::Finished) => {}
+            Err(error) => {
+                let words = format!("a stack was not resumed: {error}");
+                self.shared.note_panic(words);
+            }
         }
+        self.shared.end();
+        None
     }
 
     fn unpark(&self, green: &Arc<Green>) {
@@ -208,12 +225,7 @@ fn words(panic: &(dyn Any + Send)) -> String {
 
 /// The hook of a worker that is preempted: suspends the green thread that runs, where it is.
 unsafe extern "C" fn preempted(_: *mut ()) {
-    Green::with_here(|green, worker| {
-        green.because(Why::Yields);
-        // SAFETY: the worker that runs this green thread.
-        let worker = unsafe { &*worker.cast_const().cast::<Worker>() };
-        worker.seat().preemptions.fetch_add(1, Ordering::Relaxed);
-    });
+    with_worker(|worker| worker.seat().preemptions.fetch_add(1, Ordering::Relaxed));
     // An error means that this is no green thread, or one that may not leave its stack now. It goes
     // on then.
     let _ = suspend();
@@ -234,8 +246,8 @@ fn with_worker<R>(f: impl FnOnce(&Worker) -> R) -> Option<R> {
 ///
 /// # Panics
 /// Elsewhere than on a green thread.
+#[inline]
 pub fn yield_now() {
-    Green::with_here(|green, _| green.because(Why::Yields)).expect(NOT_GREEN);
     suspend().expect(NOT_GREEN);
 }
 
@@ -244,7 +256,7 @@ pub fn yield_now() {
 /// # Panics
 /// Elsewhere than on a green thread.
 pub fn park() {
-    Green::with_here(|green, _| green.because(Why::Parks)).expect(NOT_GREEN);
+    Green::with_here(|green, _| green.parks()).expect(NOT_GREEN);
     suspend().expect(NOT_GREEN);
 }
 
