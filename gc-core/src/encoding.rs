@@ -45,6 +45,20 @@ impl Encoding {
         keep: usize::MAX,
     };
 
+    /// The words of dynamic values ([`Dynamic`](crate::Dynamic)): the upper 16 bits of an edge are
+    /// zero, and its lowest 4 bits are the variant's number. A plain address is an edge, too.
+    ///
+    /// ```
+    /// use gc_core::raw::Encoding;
+    /// assert_eq!(Encoding::DYNAMIC.decode(0x7f00_dead_bee3), Some(0x7f00_dead_bee0));
+    /// assert_eq!(Encoding::DYNAMIC.decode(1.5f64.to_bits() as usize + (1 << 48)), None);
+    /// ```
+    pub const DYNAMIC: Encoding = Encoding {
+        mask: 0xffff << 48,
+        value: 0,
+        keep: 0x0000_ffff_ffff_fff0,
+    };
+
     /// Addresses with a tag in their `bits` lowest bits; the tag may have any value. With `bits`
     /// above 63 no address is left, and no word is an edge.
     pub const fn low_bits(bits: u32) -> Encoding {

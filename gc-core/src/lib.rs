@@ -267,6 +267,7 @@ mod weak;
 pub use api::array::{Array, Bytes};
 pub use api::attach::AttachError;
 pub use api::builder::{BuildError, HeapBuilder, Stress};
+pub use api::datum::{Fixnum, Plain, Static};
 pub use api::ephemeron::{Ephemeron, WeakMap};
 pub use api::field::Field;
 pub use api::gc::{Gc, keep_alive};
@@ -275,13 +276,21 @@ pub use api::local::{Local, Scope};
 pub use api::mutator::Mutator;
 pub use api::trace::{Leaf, Trace};
 pub use api::typed_root::Root;
+pub use api::value::{Dynamic, ValueField};
+pub use api::value_root::RootValue;
 pub use api::weak::{Weak, WeakArray};
 pub use config::{ConfigError, DEFAULT_RESERVE, MINIMUM_LIMIT, MINIMUM_RESERVE, Young};
 pub use error::{AllocError, SpaceError, TableFull};
-pub use gc_derive::{Leaf, Trace};
+pub use gc_derive::{Leaf, Plain, Trace};
 pub use heap::POISON;
 pub use memory::MapError;
 pub use stats::{CollectionStats, HeapStats, StopTimes, Times};
+
+/// What the derives name.
+#[doc(hidden)]
+pub mod derived {
+    pub use crate::api::datum::{Class, Datum, key, key_of, null_variant};
+}
 
 /// Internal types for this workspace's harness and benches. They do not check addresses, and
 /// change without notice.

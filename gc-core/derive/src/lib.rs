@@ -1,4 +1,4 @@
-//! The derives `Trace` and `Leaf` of gc-core: they find the edges of a type in its members.
+//! The derives `Trace`, `Leaf` and `Plain` of gc-core: they find the edges of a type in its members.
 //!
 //! Neither derive reads the names of types. Each generates what must hold for every member (`Trace`
 //! or `Leaf`), with the member's place in the source, and the compiler checks it. So type aliases
@@ -8,6 +8,8 @@
 //! derive also generates a list of all members with their types: if a member was added or changed
 //! since, the list does not compile.
 
+mod dynamic;
+
 use proc_macro::TokenStream;
 use proc_macro2::TokenStream as Tokens;
 use quote::{quote, quote_spanned};
@@ -16,7 +18,9 @@ use syn::{Data, DeriveInput, Error, Fields, GenericParam, Generics, Member, pars
 
 /// Derives `gc_core::Trace` for a struct. Its edges are those of its members; each member must be
 /// `Trace`.
-#[proc_macro_derive(Trace)]
+///
+/// For an enum with one lifetime it derives `gc_core::Dynamic`: the enum is a dynamic value.
+#[proc_macro_derive(Trace, attributes(trace))]
 pub fn derive_trace(input: TokenStream) -> TokenStream {
     finish(trace(&syn::parse_macro_input!(input as DeriveInput)))
 }
@@ -27,6 +31,15 @@ pub fn derive_leaf(input: TokenStream) -> TokenStream {
     finish(leaf(&syn::parse_macro_input!(input as DeriveInput)))
 }
 
+/// Derives `gc_core::Plain` for an enum without data, or a struct of one member that is `Plain`: the
+/// data of a dynamic value's variant.
+#[proc_macro_derive(Plain)]
+pub fn derive_plain(input: TokenStream) -> TokenStream {
+    finish(dynamic::plain(&syn::parse_macro_input!(
+        input as DeriveInput
+    )))
+}
+
 fn finish(result: Result<Tokens, Error>) -> TokenStream {
     result.unwrap_or_else(Error::into_compile_error).into()
 }
@@ -34,13 +47,7 @@ fn finish(result: Result<Tokens, Error>) -> TokenStream {
 fn trace(input: &DeriveInput) -> Result<Tokens, Error> {
     let fields = match &input.data {
         Data::Struct(data) => &data.fields,
-        Data::Enum(data) => {
-            return Err(Error::new(
-                data.enum_token.span(),
-                "an enum cannot hold edges: a marker would read them while the variant changes. Without edges, derive `Leaf` instead; \
-                 with edges, make each variant a struct of its own, and hold a `Field` to it",
-            ));
-        }
+        Data::Enum(data) => return dynamic::dynamic(input, data),
         Data::Union(data) => {
             return Err(Error::new(
                 data.union_token.span(),
@@ -70,6 +77,9 @@ fn trace(input: &DeriveInput) -> Result<Tokens, Error> {
             );
         }
     });
+    let tagged = members(fields).map(|(_, ty)| {
+        quote_spanned! { ty.span() => <#ty as ::gc_core::Trace>::TAGGED }
+    });
     let seen = seen(input, &generics);
     Ok(quote! {
         #seen
@@ -82,6 +92,8 @@ fn trace(input: &DeriveInput) -> Result<Tokens, Error> {
                 #(#checks)*
                 ::core::option::Option::None
             };
+
+            const TAGGED: bool = false #(|| #tagged)*;
 
             #[inline(always)]
             #[allow(unused_variables, clippy::all)]
@@ -137,7 +149,7 @@ fn leaf(input: &DeriveInput) -> Result<Tokens, Error> {
 
 /// Generates a function that compiles only if the type has exactly the members that the derive has
 /// read, with the same types.
-fn seen(input: &DeriveInput, generics: &Generics) -> Tokens {
+pub(crate) fn seen(input: &DeriveInput, generics: &Generics) -> Tokens {
     let (impl_generics, type_generics, where_clause) = generics.split_for_impl();
     let name = &input.ident;
     let body = match &input.data {

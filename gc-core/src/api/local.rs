@@ -27,7 +27,7 @@ use core::ptr::NonNull;
 
 use crate::alloc;
 use crate::api::mutator::{Mutator, in_blocking};
-use crate::api::trace::{Trace, kind_of};
+use crate::api::trace::{Trace, encoding_of, kind_of};
 use crate::dying::{Dying, Place};
 use crate::error::{AllocError, TableFull};
 use crate::finalize::Registration;
@@ -210,7 +210,8 @@ impl Mutator {
         // the check folds to nothing.
         T::edges(&mut |offset| {
             // SAFETY: edges are words of the value.
-            if unsafe { (&raw const value).byte_add(offset).cast::<usize>().read() } != 0 {
+            let word = unsafe { (&raw const value).byte_add(offset).cast::<usize>().read() };
+            if encoding_of::<T>().decode(word).is_some() {
                 not_null(type_name::<T>());
             }
         });
@@ -570,6 +571,18 @@ pub struct Local<'s, T> {
 }
 
 impl<'s, T> Local<'s, T> {
+    /// A handle of a cell that has a slot of a scope's handles already.
+    ///
+    /// # Safety
+    /// `cell` holds a `T`, and lives while `'s` lasts.
+    #[inline(always)]
+    pub(crate) unsafe fn from_cell(cell: NonNull<T>) -> Self {
+        Self {
+            cell,
+            _scope: PhantomData,
+        }
+    }
+
     /// A reference to the value, for as long as the scope is open.
     #[inline]
     #[allow(

@@ -30,12 +30,12 @@ use crate::kind::{Kind, TraceFn};
 /// }
 /// ```
 ///
-/// Each member must be a [`Field`](crate::Field), an array `[Field<T>; N]`, a struct that derives
-/// `Trace`, or a [`Leaf`].
+/// Each member must be a [`Field`](crate::Field), a [`ValueField`](crate::ValueField), an array of
+/// these, a struct that derives `Trace`, or a [`Leaf`].
 ///
 /// # Safety
 /// `edges` names every word of the type that holds an edge, and no other word; or `TRACE` reports
-/// every edge. Safe code cannot move a field of the type out of its place, and can write an edge by
+/// every edge. `TAGGED` is true if one of these words is a [`ValueField`](crate::ValueField). Safe code cannot move a field of the type out of its place, and can write an edge by
 /// [`Field`](crate::Field)'s methods only.
 #[diagnostic::on_unimplemented(
     message = "a `{Self}` cannot lie in a cell of the heap",
@@ -47,6 +47,10 @@ pub unsafe trait Trace: Sized + Send + Sync + 'static {
     /// its contract is that of [`Kind::traced`](crate::raw::Kind::traced). A type with such a
     /// function must not need `Drop`.
     const TRACE: Option<TraceFn> = None;
+
+    /// Whether an edge is the word of a dynamic value: then all edges of the type are words of
+    /// [`Encoding::DYNAMIC`], in which a plain edge is one, too.
+    const TAGGED: bool = false;
 
     /// Calls `edge` with the byte offset of each edge.
     fn edges(edge: &mut impl FnMut(usize));
@@ -76,7 +80,16 @@ pub(crate) fn kind_of<T: Trace>() -> Kind {
     if slots.is_empty() {
         Kind::leaf(type_name::<T>())
     } else {
-        Kind::words(type_name::<T>(), slots, Encoding::RAW)
+        Kind::words(type_name::<T>(), slots, encoding_of::<T>())
+    }
+}
+
+/// The encoding of a type's edges.
+pub(crate) const fn encoding_of<T: Trace>() -> Encoding {
+    if T::TAGGED {
+        Encoding::DYNAMIC
+    } else {
+        Encoding::RAW
     }
 }
 

@@ -1,4 +1,5 @@
-//! An enum cannot hold edges: an edge lies at a fixed offset.
+//! An enum cannot hold edges in place: an edge lies at a fixed offset. It is a dynamic value, or a
+//! leaf.
 use gc_core::{Field, Trace};
 
 #[derive(Trace)]
