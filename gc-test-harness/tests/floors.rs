@@ -408,6 +408,7 @@ const GC_TEST_HARNESS: Floors = &[
         "lox/bytecode.rs",
         "lox/lookups.rs",
         "lox/proto.rs",
+        "lox/greens.rs",
     ],
     &[
         "lox/compiler.rs",
@@ -423,7 +424,12 @@ const GC_TEST_HARNESS: Floors = &[
         "lox/make.rs",
         "lox/runtime.rs",
     ],
-    &["lox/clear.rs", "lox/interpreter.rs", "lox/vm.rs"],
+    &[
+        "lox/clear.rs",
+        "lox/green/",
+        "lox/interpreter.rs",
+        "lox/vm.rs",
+    ],
     &["lox/jit/"],
     &["lox/"],
     &["lab/"],

@@ -70,6 +70,8 @@ pub struct Cells {
     pub shape: Site,
     /// the site of [`BoundMethod`]
     pub bound: Site,
+    /// the site of [`Channel`]
+    pub channel: Site,
 }
 
 impl Cells {
@@ -90,6 +92,7 @@ impl LoxHeap {
         let instance = heap.kind(Kind::array("lox instance", 1, BOXED))?;
         let shape = heap.kind(Kind::array("lox shape", 3, BOXED))?;
         let bound = heap.kind(Kind::array("lox bound method", 1, BOXED))?;
+        let channel = heap.kind(Kind::array("lox channel", 1, BOXED))?;
         let site = |kind, bytes| {
             heap.site(kind, bytes)
                 .map_err(|error| format!("no site for {bytes} bytes: {error:?}"))
@@ -126,6 +129,7 @@ impl LoxHeap {
             class: site(class, size_of::<Class>())?,
             shape: site(shape, size_of::<Shape>())?,
             bound: site(bound, size_of::<BoundMethod>())?,
+            channel: site(channel, size_of::<Channel>())?,
         };
         Ok(LoxHeap {
             heap,

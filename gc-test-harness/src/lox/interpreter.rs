@@ -3,6 +3,7 @@
 
 use super::bytecode::{Function, Instruction, Op};
 use super::clear::{self, FRAMES, cleared};
+use super::green;
 use super::isolate::{FRAMES_MAX, Vm};
 use super::object::{Closure, Tag, is};
 use super::proto::{Isolate, Proto};
@@ -61,6 +62,10 @@ pub(super) unsafe extern "C" fn interpret_cleared(
             if !(*vm).faulty_limit {
                 (*vm).stack_limit.store(end as usize, Ordering::Release);
             }
+        }
+        // Relaxed: a flag alone.
+        if (*vm).preempt.load(Ordering::Relaxed) != 0 {
+            green::poll(vm);
         }
         let result = execute(vm, proto, closure, base);
         // Release: as above; the lower limit covers only slots that hold values.
@@ -247,6 +252,10 @@ unsafe fn execute(vm: *mut Vm, proto: *mut Proto, closure: Value, base: *mut Val
                     // interpreter or in the code that `hot_loop` returns.
                     if !(*vm).faulty_operands {
                         fill(top, end);
+                    }
+                    // Relaxed: a flag alone.
+                    if (*vm).preempt.load(Ordering::Relaxed) != 0 {
+                        green::poll(vm);
                     }
                     (*vm).until_cleared -= 1;
                     if (*vm).until_cleared == 0 {

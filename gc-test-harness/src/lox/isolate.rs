@@ -37,6 +37,7 @@
 
 use super::bytecode::{Function, Program};
 use super::cells::{LoxHeap, OutOfMemory};
+use super::greens::Greens;
 use super::lookups::Lookups;
 use super::object::*;
 use super::proto::{Cache, Entry, Proto};
@@ -48,7 +49,7 @@ use std::ffi::c_void;
 use std::io::Write;
 use std::mem::offset_of;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU32, AtomicUsize};
 
 /// The most activations that may be nested, the script's included.
 pub const FRAMES_MAX: u32 = 64;
@@ -77,12 +78,16 @@ pub struct Vm {
     pub resume_height: u32,
     /// Calls and loop iterations until dead native stack is cleared again (see [`super::clear`]).
     pub until_cleared: u32,
+    /// Not 0 if the green thread that runs is to let others run. Another thread sets it.
+    pub preempt: AtomicU32,
     /// The last id that was assigned.
     pub(super) last_id: u32,
     /// References of the isolate itself; a declared root range.
     pub roots: Roots,
     /// The JIT's functions that the interpreter and compiled code call.
     pub hooks: Hooks,
+    /// Whether compiled code reads [`Vm::preempt`]: the isolate has green threads.
+    pub polls: bool,
     /// The heap's kinds and sites.
     pub lox: LoxHeap,
     /// The program, with the names of globals and properties.
@@ -90,6 +95,7 @@ pub struct Vm {
     /// Every function: the script first, each function before the functions declared inside it.
     pub protos: Vec<Box<Proto>>,
     pub(super) lookups: Lookups,
+    pub(super) greens: Option<Box<Greens>>,
     /// Fault "cached-stack-top": the interpreter does not publish its own limit.
     pub(super) faulty_limit: bool,
     /// Fault "stale-interpreted": the interpreter does not clear slots that it has popped.
@@ -196,6 +202,8 @@ pub const VM_RUNS: i32 = offset_of!(Vm, runs) as i32;
 pub const VM_FRAME_COUNT: i32 = offset_of!(Vm, frame_count) as i32;
 /// Byte offset of [`Vm::until_cleared`].
 pub const VM_UNTIL_CLEARED: i32 = offset_of!(Vm, until_cleared) as i32;
+/// Byte offset of [`Vm::preempt`].
+pub const VM_PREEMPT: i32 = offset_of!(Vm, preempt) as i32;
 /// Byte offset of [`Vm::resume_at`].
 pub const VM_RESUME_AT: i32 = offset_of!(Vm, resume_at) as i32;
 /// Byte offset of [`Vm::resume_height`].
@@ -307,6 +315,8 @@ unsafe fn write_value(out: &mut Vec<u8>, value: Value) {
             out.extend_from_slice(Str::bytes((*value.as_cell::<Class>()).name.as_cell()));
         } else if tag == Tag::Native as u8 {
             out.extend_from_slice(b"<native fn>");
+        } else if tag == Tag::Channel as u8 {
+            out.extend_from_slice(b"<channel>");
         } else {
             let class = class_of(value);
             out.extend_from_slice(Str::bytes((*class).name.as_cell()));

@@ -176,6 +176,11 @@ impl Vm {
         Ok(array)
     }
 
+    /// A channel whose fields the caller fills in.
+    pub(super) fn make_channel_cell(&mut self) -> Result<*mut Channel, OutOfMemory> {
+        self.cell_at(self.lox.cells.channel)
+    }
+
     pub(super) fn make_methods(&mut self, entries: u32) -> Result<*mut Methods, OutOfMemory> {
         if entries > MAX_INDEX {
             return Err(OutOfMemory);

@@ -3,7 +3,7 @@
 //!
 //! The [`scanner`] and the [`compiler`] turn source into [`bytecode`]. An isolate ([`vm`]) executes
 //! the bytecode, on a heap in which Lox's [`cells`] are registered. [`run`] does all of this for a
-//! file.
+//! file. [`green`] adds green threads and channels, which clox does not have.
 
 pub mod bytecode;
 pub mod cells;
@@ -13,6 +13,8 @@ pub mod compiler;
 mod expression;
 pub(crate) mod fault;
 pub mod fuzz;
+pub mod green;
+mod greens;
 pub mod interpreter;
 pub mod isolate;
 pub mod jit;

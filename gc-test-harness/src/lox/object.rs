@@ -71,6 +71,8 @@ pub enum Tag {
     Methods = 8,
     /// [`Overflow`]; never a program's value
     Overflow = 9,
+    /// [`Channel`]
+    Channel = 10,
     /// [`Instance`] with all fields in its own slots
     Instance = 16,
     /// [`Instance`] whose further fields are in an [`Overflow`] cell
@@ -318,6 +320,45 @@ impl Shape {
 pub struct Array {
     /// tag [`Tag::Array`], index: number of elements
     pub header: Header,
+}
+
+impl Array {
+    /// The number of elements.
+    ///
+    /// # Safety
+    /// `array` must be a live array.
+    #[inline(always)]
+    pub unsafe fn length(array: *const Array) -> u32 {
+        // SAFETY: the caller's promise.
+        unsafe { (*array).header.index() }
+    }
+}
+
+/// A channel of green threads. Traced from word 1 on: the numbers are small, so they are no edges.
+#[repr(C)]
+pub struct Channel {
+    /// tag [`Tag::Channel`]
+    pub header: Header,
+    /// boxed [`Array`] with as many elements as the channel's capacity
+    pub buffer: Value,
+    /// The place of the first value in the buffer, which is used as a ring.
+    pub first: u32,
+    /// The number of values in the buffer.
+    pub length: u32,
+    /// Green threads that wait until their value is taken.
+    pub senders: Queue,
+    /// Green threads that wait for a value.
+    pub receivers: Queue,
+}
+
+/// The first and the last of the green threads that wait, by their numbers; 0 is none.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub struct Queue {
+    /// the one that is served next
+    pub first: u32,
+    /// the one that came last
+    pub last: u32,
 }
 
 /// Byte offset of an array's first element.

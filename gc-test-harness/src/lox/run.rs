@@ -2,6 +2,7 @@
 
 use super::cells::{BOXED, LoxHeap};
 use super::compiler::compile;
+use super::green::GREEN_NATIVES;
 use super::isolate::{NATIVES, Output, Vm};
 use super::jit::{self, JitConfig};
 use super::vm::StartError;
@@ -22,6 +23,9 @@ pub const EXIT_COMPILE_ERROR: u8 = 65;
 pub const EXIT_RUNTIME_ERROR: u8 = 70;
 /// The exit code for invalid options.
 pub const EXIT_USAGE: u8 = 64;
+
+/// The slice of a green thread, as Go's.
+pub const SLICE: Duration = Duration::from_millis(10);
 
 /// Bytes of native stack of an isolate's thread. The compiler's recursion is bounded by
 /// [`NESTING_MAX`](super::compiler) levels, the interpreter's by 64 activations.
@@ -50,6 +54,10 @@ pub struct RunConfig {
     pub stop_the_world: bool,
     /// Whether each collection marks a second time and compares the results.
     pub verify: bool,
+    /// Whether each isolate runs its program in green threads.
+    pub green: bool,
+    /// The time after which a green thread lets others run.
+    pub slice: Duration,
     /// Whether a single isolate may write to this process's stdout while it runs.
     pub stream: bool,
 }
@@ -67,6 +75,8 @@ impl Default for RunConfig {
             continuous: false,
             stop_the_world: false,
             verify: false,
+            green: false,
+            slice: SLICE,
             stream: false,
         }
     }
@@ -88,6 +98,8 @@ pub struct Outcome {
     /// Number of functions and loops that were interpreted because the JIT contradicted itself.
     /// Other than 0, the JIT has a fault.
     pub contradictions: usize,
+    /// How often green threads were suspended because their slices were over.
+    pub preemptions: u64,
     /// The time from before the source was compiled until the last isolate ended.
     pub took: Duration,
 }
@@ -124,7 +136,11 @@ pub fn run_file(path: &Path, config: &RunConfig) -> Outcome {
 /// Runs a program.
 pub fn run_source(source: &[u8], config: &RunConfig) -> Outcome {
     let begun = Instant::now();
-    let compiled = on_large_stack(|| compile(source, &NATIVES));
+    let mut natives = NATIVES.to_vec();
+    if config.green {
+        natives.extend(GREEN_NATIVES.iter().map(|(name, _)| name));
+    }
+    let compiled = on_large_stack(|| compile(source, &natives));
     let program = match compiled {
         Ok(program) => Arc::new(program),
         Err(messages) => return Outcome::failed(EXIT_COMPILE_ERROR, messages),
@@ -181,6 +197,7 @@ pub fn run_source(source: &[u8], config: &RunConfig) -> Outcome {
         all.stderr.extend(isolate.stderr);
         all.exit_code = all.exit_code.max(isolate.exit_code);
         all.contradictions += isolate.contradictions;
+        all.preemptions += isolate.preemptions;
     }
     all
 }
@@ -240,11 +257,19 @@ fn run_isolate(
             return Outcome::failed(EXIT_RUNTIME_ERROR, format!("{error}\n"));
         }
     };
+    if config.green
+        && let Err(error) = vm.prepare_green()
+    {
+        return Outcome::failed(EXIT_RUNTIME_ERROR, format!("{error}\n"));
+    }
     // If the JIT has no code generator for this processor, all code is interpreted.
     let compiler = config
         .jit
         .then(|| jit::attach(&mut vm, config.hot.clone()).ok());
-    let good = vm.run();
+    let good = match config.green {
+        true => vm.run_green(config.slice),
+        false => vm.run(),
+    };
     let contradictions = compiler
         .as_ref()
         .and_then(|attached| attached.as_ref())
@@ -255,6 +280,7 @@ fn run_isolate(
         stderr: if good { Vec::new() } else { vm.error_text() },
         exit_code: if good { 0 } else { EXIT_RUNTIME_ERROR },
         contradictions,
+        preemptions: vm.preemptions(),
         ..Outcome::default()
     }
 }
@@ -284,6 +310,13 @@ pub struct RunArgs {
     /// Isolates over one heap, each running the whole program on a thread of its own
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: u16,
+    /// Run the program in green threads, with the natives spawn, yield, sleep, channel, send and
+    /// receive
+    #[arg(long)]
+    pub green: bool,
+    /// The milliseconds after which a green thread lets others run
+    #[arg(long, value_name = "MS", default_value_t = 10, requires = "green", value_parser = clap::value_parser!(u64).range(1..))]
+    pub slice: u64,
     /// Interpret all code
     #[arg(long)]
     pub no_jit: bool,
@@ -333,6 +366,8 @@ impl RunArgs {
             continuous: self.continuous,
             stop_the_world: self.stw,
             verify: self.verify,
+            green: self.green,
+            slice: Duration::from_millis(self.slice),
             stream: true,
         }
     }
@@ -373,6 +408,7 @@ impl RunArgs {
             "collections": stats.collections,
             "stops": stats.stops.pause.len(),
             "storm_stops": outcome.storm_stops,
+            "preemptions": outcome.preemptions,
             "stop_us": quantiles(&stats.stops.time_to_stop),
             "pause_us": quantiles(&stats.stops.pause),
             "pause_total_seconds": stats.pause_total.as_secs_f64(),

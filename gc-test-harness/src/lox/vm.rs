@@ -12,7 +12,7 @@ use super::value::Value;
 use crate::lox::fault::Fault;
 use gc_core::AttachError;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 /// Slots of the value stack. An activation needs up to 256 locals, its operands, and up to 256
 /// slots more where compiled code calls a function that is not compiled. An activation that needs
@@ -57,6 +57,7 @@ impl Vm {
             resume_at: 0,
             resume_height: 0,
             until_cleared: clear::EVERY,
+            preempt: AtomicU32::new(0),
             last_id: 0,
             roots: Roots {
                 open_upvalues: Value::NIL,
@@ -69,10 +70,12 @@ impl Vm {
                 missed: None,
                 data: std::ptr::null_mut(),
             },
+            polls: false,
             lox: lox.clone(),
             program,
             protos: Vec::new(),
             lookups: Lookups::new(),
+            greens: None,
             faulty_limit: Fault::CachedStackTop.planted(),
             faulty_operands: Fault::StaleInterpreted.planted(),
             output,
@@ -242,6 +245,7 @@ impl Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
+        self.greens = None;
         self.ranges.clear();
     }
 }

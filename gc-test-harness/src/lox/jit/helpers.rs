@@ -10,6 +10,7 @@ use cranelift_module::FuncId;
 use super::sites;
 use crate::kernels::codegen::{Arena, CodegenError};
 use crate::lox::clear;
+use crate::lox::green;
 use crate::lox::runtime;
 
 /// The native functions.
@@ -31,6 +32,8 @@ pub(super) enum Helper {
     Inherit,
     Method,
     Print,
+    /// Lets other green threads run.
+    Poll,
     NewInstance,
     /// The heap's barrier. Its first argument is the mutator's context, not the isolate.
     Store,
@@ -54,7 +57,7 @@ fn cleared(cleared: *const u8, plain: *const u8) -> *const u8 {
     }
 }
 
-fn table() -> [Row; 22] {
+fn table() -> [Row; 23] {
     use types::{I32, I64};
     [
         (
@@ -136,6 +139,7 @@ fn table() -> [Row; 22] {
             true,
         ),
         ("print", runtime::print as *const u8, &[I64], false),
+        ("poll", green::poll as *const u8, &[], false),
         (
             "new_instance",
             cleared(

@@ -8,7 +8,7 @@
 //! A captured slot that is popped is set to nil, because the window is a root for the whole
 //! activation.
 //!
-//! A loop's back-edge is only a jump.
+//! A loop's back-edge is only a jump, unless the isolate has green threads ([`Translator::poll`]).
 
 use cranelift_codegen::ir::{self, BlockArg, InstBuilder, types};
 
@@ -206,7 +206,11 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
                 let value = self.boxed(&value);
                 self.run_helper(Helper::Print, &[value]);
             }
-            Op::Jump | Op::Loop => self.jump(c),
+            Op::Jump => self.jump(c),
+            Op::Loop => {
+                self.poll();
+                self.jump(c);
+            }
             Op::JumpIfFalse | Op::JumpIfTrue | Op::PopJumpIfFalse => self.jump_if(instruction),
             Op::Call => self.call_value(instruction),
             Op::Invoke => self.invoke(instruction),
