@@ -81,6 +81,7 @@ crate::faults! {
         DropsSuspended = "drops-suspended",
         NoGuardPage = "no-guard-page",
         GuardByMapping = "guard-by-mapping",
+        PoolsUnlocked = "pools-unlocked",
         // The stopper's side.
         NoGate = "no-gate",
         GateLocked = "gate-locked",
@@ -107,6 +108,8 @@ crate::faults! {
         SlowBlocking = "slow-blocking",
         /// A thread that has claimed a stack waits for `while_held` before it switches.
         HeldClaim = "held-claim",
+        /// A thread that has locked a pool of stacks waits for `while_held`.
+        HeldPool = "held-pool",
     }
 }
 

@@ -1,4 +1,4 @@
-//! Fork: the registry lock is held over it, and the child begins with the forking thread alone.
+//! Fork: the registry lock and that of the stack pools are held over it, and the child begins with the forking thread alone.
 //!
 //! `fork` waits for a stop under way. The hooks of all worlds ([`ForkHooks`]) run with the lock
 //! held in the parent, and without it in the child.
@@ -12,12 +12,19 @@ use crate::blocking::lock;
 use crate::code::CODE;
 use crate::faults;
 use crate::members::{ForkHooks, Inner, worlds};
+use crate::park::MutexGuard;
 use crate::registry::{self, RegistryGuard};
+use crate::stack_memory::lock_pools;
 use crate::text;
 
 /// The registry lock, held by the forking thread over the fork.
 struct OverFork(UnsafeCell<Option<Forking>>);
-type Forking = (RegistryGuard, Vec<Arc<Inner>>, Vec<ForkHooks>);
+type Forking = (
+    RegistryGuard,
+    Vec<Arc<Inner>>,
+    Vec<ForkHooks>,
+    Option<MutexGuard<'static, ()>>,
+);
 // SAFETY: written by the forking thread only, which holds the registry lock, between prepare and
 // parent or child.
 unsafe impl Sync for OverFork {}
@@ -84,14 +91,15 @@ extern "C" fn prepare() {
         unsafe { (hook.prepare)(hook.data) };
     }
     // SAFETY: the registry lock makes this thread the only one here.
-    unsafe { *OVER_FORK.0.get() = Some((lock, all, hooks)) };
+    unsafe { *OVER_FORK.0.get() = Some((lock, all, hooks, lock_pools())) };
 }
 
 extern "C" fn parent() {
     // SAFETY: as `prepare`.
-    let Some((lock, all, hooks)) = (unsafe { (*OVER_FORK.0.get()).take() }) else {
+    let Some((lock, all, hooks, pools)) = (unsafe { (*OVER_FORK.0.get()).take() }) else {
         return;
     };
+    drop(pools);
     for hook in hooks.iter().rev() {
         // SAFETY: as `prepare`.
         unsafe { (hook.parent)(hook.data) };
@@ -102,9 +110,10 @@ extern "C" fn parent() {
 
 extern "C" fn child() {
     // SAFETY: the child has one thread, and it holds the lock.
-    let Some((mut lock, all, hooks)) = (unsafe { (*OVER_FORK.0.get()).take() }) else {
+    let Some((mut lock, all, hooks, pools)) = (unsafe { (*OVER_FORK.0.get()).take() }) else {
         return;
     };
+    drop(pools);
     CODE.forget_readers();
     let me = registry::current();
     if let Some(record) = me {

@@ -6,17 +6,24 @@
 //! makes the guard pages, and splits the mapping twice for each stack, so the kernel's limit holds.
 //!
 //! Huge pages are refused: the first word of a stack would have 2 MiB backed.
+//!
+//! # Fork
+//! A thread that forks holds [`POOLS`] over the fork, so in the child each pool is whole and free.
+//! It is the last lock that a fork takes: its holder takes no other lock of this crate.
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::park;
 use crate::quiet::KeepErrno;
 
 const PAGE: usize = 4096;
 /// Bytes of one mapping, if a stack is not larger.
 const CHUNK: usize = 64 << 20;
+/// Held while any pool is read or changed.
+static POOLS: park::Mutex<()> = park::Mutex::new(());
 /// Not in the libc crate's older versions.
 const MADV_GUARD_INSTALL: libc::c_int = 102;
 
@@ -74,6 +81,18 @@ struct Pool {
     state: Mutex<State>,
 }
 
+/// All pools, locked over a fork. `None`, if a planted fault leaves them out.
+pub(crate) fn lock_pools() -> Option<park::MutexGuard<'static, ()>> {
+    seam::are_locked_over_forks().then(|| POOLS.lock())
+}
+
+/// A pool's state. No thread waits for the inner lock, since its holder holds the outer one.
+struct Locked<'a> {
+    state: MutexGuard<'a, State>,
+    // Dropped last.
+    _pools: park::MutexGuard<'static, ()>,
+}
+
 #[derive(Default)]
 struct State {
     chunks: Vec<Range<usize>>,
@@ -118,10 +137,11 @@ impl StackPool {
     /// The system gives no memory, or no guard page.
     pub fn take(&self) -> io::Result<StackMemory> {
         let _kept = KeepErrno::new();
-        let mut state = self.0.lock();
+        let mut locked = self.0.lock();
+        let state = &mut *locked.state;
         let start = match state.free.pop() {
             Some(start) => start,
-            None => self.0.carve(&mut state)?,
+            None => self.0.carve(state)?,
         };
         Ok(StackMemory {
             range: start..start + self.0.bytes,
@@ -138,14 +158,17 @@ impl StackPool {
                 core::ptr::write_bytes(start as *mut u8, 0, self.0.bytes);
             }
         }
-        self.0.lock().free.push(start);
+        self.0.lock().state.free.push(start);
     }
 }
 
 impl Pool {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> Locked<'_> {
+        let _pools = POOLS.lock();
+        seam::locked();
         // No code that holds the lock leaves the state half changed.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        Locked { state, _pools }
     }
 
     /// A stack that was never used.
@@ -168,7 +191,7 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        for chunk in self.lock().chunks.drain(..) {
+        for chunk in self.lock().state.chunks.drain(..) {
             // SAFETY: mapped by `map`, and no `StackMemory` of it exists, since each keeps the
             // pool.
             unsafe { libc::munmap(chunk.start as *mut _, chunk.len()) };
@@ -220,7 +243,17 @@ fn guard(page: usize) -> io::Result<()> {
 
 /// What tests may break here.
 mod seam {
-    use crate::faults::Fault;
+    use crate::faults::{self, Delay, Fault};
+
+    pub(super) fn are_locked_over_forks() -> bool {
+        !Fault::PoolsUnlocked.planted()
+    }
+
+    pub(super) fn locked() {
+        if Delay::HeldPool.planted() {
+            faults::hold();
+        }
+    }
 
     pub(super) fn leaves_it_open() -> bool {
         Fault::NoGuardPage.planted()

@@ -15,7 +15,7 @@ use gc_preempt::{
 };
 use std::arch::global_asm;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering::SeqCst};
 
 /// Starts a function that holds the word in a saved register, and suspends itself.
 fn holding(world: &World, word: usize) -> Stack {
@@ -735,4 +735,49 @@ fn guard_pages_are_mappings_of_their_own_where_the_kernel_has_no_better() {
     let end = memory.range().start;
     let guard = format!("{:x}-{end:x} ---p", end - 4096);
     assert!(maps.contains(&guard), "{guard} in {maps}");
+}
+
+/// A thread forks while another one has locked a pool of stacks. The fork waits for the pool;
+/// without that the child would wait for ever for a thread that it does not have.
+#[test]
+fn h8_the_child_of_a_fork_takes_stacks_from_its_pools() {
+    static FORKER: AtomicI32 = AtomicI32::new(0);
+    static CHILD: AtomicI32 = AtomicI32::new(0);
+    hazard_under(
+        "h8_the_child_of_a_fork_takes_stacks_from_its_pools",
+        "held-pool",
+        "pools-unlocked",
+        || {
+            let pool = &StackPool::new(64 << 10);
+            std::thread::scope(|s| {
+                let begin = || {
+                    s.spawn(|| drop(pool.take().unwrap()));
+                };
+                while_held(begin, || {
+                    s.spawn(|| {
+                        // SAFETY: no arguments. The child calls what may be called after a fork.
+                        unsafe {
+                            FORKER.store(libc::gettid(), SeqCst);
+                            let child = libc::fork();
+                            if child == 0 {
+                                libc::alarm(3);
+                                libc::_exit(i32::from(pool.take().is_err()));
+                            }
+                            CHILD.store(child, SeqCst);
+                        }
+                    });
+                    // The forking thread has forked, or waits before that.
+                    while FORKER.load(SeqCst) == 0
+                        || CHILD.load(SeqCst) == 0 && !sleeps(FORKER.load(SeqCst))
+                    {
+                        std::thread::yield_now();
+                    }
+                });
+            });
+            let mut status = 0;
+            // SAFETY: waits for the child that was forked above.
+            unsafe { libc::waitpid(CHILD.load(SeqCst), &raw mut status, 0) };
+            assert_eq!(status, 0, "the child has no stack");
+        },
+    );
 }
