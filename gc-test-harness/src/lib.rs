@@ -1,6 +1,7 @@
 //! A Lox implementation on Urge, kernels of machine code that are hard on a collector, and the
 //! laboratory (`gclab`) that stops, measures and tests both.
 
+pub(crate) mod fault;
 pub mod kernels;
 pub mod lab;
 pub mod lox;

@@ -393,6 +393,7 @@ const GC_PREEMPT: Floors = &[
 
 const GC_TEST_HARNESS: Floors = &[
     &[
+        "fault.rs",
         "report.rs",
         "search.rs",
         "lab/progress.rs",

@@ -1,19 +1,19 @@
 //! Green threads: yields, channels, sleeps, preempted loops, the spinlock, and thousands at once.
 
+#[path = "../../gc-preempt/tests/common/mod.rs"]
+mod common;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+use common::hazard_under;
 use gc_core::Heap;
-use gc_preempt::StrictAllocator;
 use gc_test_harness::kernels::loops::count_oracle;
 use gc_test_harness::lab::green::{
     Crowd, Stage, Twitch, measure_costs, play_many, play_spinlock, play_stops, play_twitch,
 };
 use gc_test_harness::sched::{Channel, Mode, Options, sleep, spawn, yield_now};
-
-#[global_allocator]
-static STRICT: StrictAllocator = StrictAllocator;
 
 fn stage() -> Stage {
     Stage::new(Heap::builder()).unwrap()
@@ -169,6 +169,25 @@ fn a_panic_is_told() {
     let scheduler = stage.scheduler(options(1)).unwrap();
     scheduler.spawn(|| panic!("of a green thread")).unwrap();
     assert_eq!(scheduler.wait(), Err("of a green thread".to_owned()));
+}
+
+#[test]
+fn a_worker_that_is_refused_is_told_by_the_start() {
+    hazard_under(
+        "a_worker_that_is_refused_is_told_by_the_start",
+        "worker-refused",
+        "refusals-untold",
+        || {
+            let stage = stage();
+            let told = stage.scheduler(options(2)).err();
+            let told = told.expect("a scheduler with one worker of two was started");
+            assert!(told.ends_with("refused by a test"), "{told}");
+            // One worker is not refused, and nothing of the first scheduler is left.
+            let scheduler = stage.scheduler(options(1)).unwrap();
+            scheduler.spawn(yield_now).unwrap();
+            scheduler.wait().unwrap();
+        },
+    );
 }
 
 #[test]

@@ -156,14 +156,21 @@ enum RealFault {
 }
 
 /// Checks that this test's child ends by SIGSEGV after a real fault, while the handler of polls is
-/// installed and has worked.
-fn dies(name: &str, fault: RealFault) {
+/// installed and has worked. With the planted fault the handler takes the fault for a poll, again
+/// and again, until the child has used up its processor time.
+fn dies(name: &str, fault: RealFault, planted: Option<&str>) {
     use std::os::unix::process::ExitStatusExt;
     if !common::is_child() {
-        let output = common::run_child(name, "", &[]).expect("the child hung");
-        let text = String::from_utf8_lossy(&output.stderr);
-        assert!(text.contains("the polls work"), "{text}");
-        assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{text}");
+        let ends_by = |planted, signal| {
+            let output = common::run_child(name, planted, &[]).expect("the child hung");
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert!(text.contains("the polls work"), "{text}");
+            assert_eq!(output.status.signal(), Some(signal), "{planted}: {text}");
+        };
+        ends_by("", libc::SIGSEGV);
+        if let Some(planted) = planted {
+            ends_by(planted, libc::SIGPROF);
+        }
         return;
     }
     let mut stage = Stage::new(Kernel::Sum, Strategy::BackEdgeFault).expect("a stage");
@@ -177,6 +184,7 @@ fn dies(name: &str, fault: RealFault) {
         player.join().expect("no panic").expect("is right");
     });
     eprintln!("the polls work");
+    end_after(Duration::from_millis(300));
     match fault {
         RealFault::Elsewhere => read(8),
         RealFault::OfThePage => {
@@ -190,6 +198,23 @@ fn dies(name: &str, fault: RealFault) {
     }
 }
 
+/// Ends the process by SIGPROF when it has run for so long. Waiting does not count.
+fn end_after(time: Duration) {
+    let time = libc::itimerval {
+        it_interval: libc::timeval {
+            tv_sec: 0,
+            tv_usec: 0,
+        },
+        it_value: libc::timeval {
+            tv_sec: 0,
+            tv_usec: time.as_micros() as libc::suseconds_t,
+        },
+    };
+    // SAFETY: the call reads `time`.
+    let set = unsafe { libc::setitimer(libc::ITIMER_PROF, &raw const time, std::ptr::null_mut()) };
+    assert_eq!(set, 0);
+}
+
 fn read(address: usize) {
     // SAFETY: none. The word is not readable, and the process ends here.
     std::hint::black_box(unsafe { (address as *const u64).read_volatile() });
@@ -197,19 +222,19 @@ fn read(address: usize) {
 
 #[test]
 fn a_real_fault_ends_the_process() {
-    dies("a_real_fault_ends_the_process", RealFault::Elsewhere);
+    dies("a_real_fault_ends_the_process", RealFault::Elsewhere, None);
 }
 
 #[test]
-fn a_fault_of_the_poll_page_that_is_no_poll_ends_the_process() {
-    let name = "a_fault_of_the_poll_page_that_is_no_poll_ends_the_process";
-    dies(name, RealFault::OfThePage);
+fn h124_a_fault_of_the_poll_page_that_is_no_poll_ends_the_process() {
+    let name = "h124_a_fault_of_the_poll_page_that_is_no_poll_ends_the_process";
+    dies(name, RealFault::OfThePage, Some("polls-by-page"));
 }
 
 #[test]
-fn a_fault_of_a_poll_elsewhere_ends_the_process() {
-    let name = "a_fault_of_a_poll_elsewhere_ends_the_process";
-    dies(name, RealFault::OfThePoll);
+fn h124_a_fault_of_a_poll_elsewhere_ends_the_process() {
+    let name = "h124_a_fault_of_a_poll_elsewhere_ends_the_process";
+    dies(name, RealFault::OfThePoll, Some("polls-by-load"));
 }
 
 #[test]

@@ -39,6 +39,7 @@ pub use worker::{park, sleep, spawn, unpark, with_mutator, yield_now};
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use gc_core::Heap;
@@ -55,10 +56,11 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// Starts the threads.
+    /// Starts the threads, and waits until each worker is a mutator of the heap. A mutator that
+    /// calls it counts as blocked meanwhile.
     ///
     /// # Errors
-    /// The heap's or the system's refusal.
+    /// The heap's or the system's refusal, also of one worker alone. No thread is left then.
     pub fn start(heap: &Heap, options: Options) -> Result<Scheduler, String> {
         let (shared, locals) = Shared::new(heap, options);
         let mut scheduler = Scheduler {
@@ -66,14 +68,23 @@ impl Scheduler {
             threads: Vec::new(),
             monitor: None,
         };
+        let (tell, told) = mpsc::channel();
         for (index, local) in locals.into_iter().enumerate() {
-            let (shared, heap) = (shared.clone(), heap.clone());
-            let body = move || worker::run(&heap, shared, local, index);
+            let (shared, heap, tell) = (shared.clone(), heap.clone(), tell.clone());
+            let body = move || worker::run(&heap, shared, local, index, tell);
             let named = std::thread::Builder::new().name(format!("worker {index}"));
             let thread = named.spawn(body).map_err(|e| e.to_string())?;
             scheduler.threads.push(thread);
         }
-        scheduler.monitor = Some(std::thread::spawn(move || monitor::run(&shared)));
+        drop(tell);
+        for _ in 0..options.workers {
+            // A worker that has panicked tells nothing.
+            let told = gc_preempt::blocking_here(|| told.recv());
+            told.unwrap_or_else(|_| Err("a worker has ended".to_owned()))?;
+        }
+        let monitor = std::thread::Builder::new().name("monitor".to_owned());
+        let monitor = monitor.spawn(move || monitor::run(&shared));
+        scheduler.monitor = Some(monitor.map_err(|e| e.to_string())?);
         Ok(scheduler)
     }
 

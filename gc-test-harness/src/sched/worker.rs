@@ -7,6 +7,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -134,11 +135,22 @@ struct Worker {
     index: usize,
 }
 
-/// The body of a worker's thread.
-pub(super) fn run(heap: &Heap, shared: Arc<Shared>, local: Local<Arc<Green>>, index: usize) {
-    let mutator = match heap.attach() {
+/// The body of a worker's thread. It tells whether the worker works.
+pub(super) fn run(
+    heap: &Heap,
+    shared: Arc<Shared>,
+    local: Local<Arc<Green>>,
+    index: usize,
+    tell: Sender<Result<(), String>>,
+) {
+    let mutator = match seam::attach(heap, index) {
         Ok(mutator) => mutator,
-        Err(error) => return eprintln!("gclab: a worker cannot attach: {error}"),
+        Err(error) => {
+            let told = seam::refusal(format!("a worker cannot attach: {error}"));
+            // `Scheduler::start` waits for it.
+            let _ = tell.send(told);
+            return;
+        }
     };
     let worker = Worker {
         shared,
@@ -156,6 +168,9 @@ pub(super) fn run(heap: &Heap, shared: Arc<Shared>, local: Local<Arc<Green>>, in
         unsafe { thread.set_preempt_hook(Some(hook)) };
     }
     let _ = worker.seat().preempter.set(thread.preempter());
+    // As above.
+    let _ = tell.send(Ok(()));
+    drop(tell);
     worker.work();
 }
 
@@ -311,4 +326,26 @@ pub fn spawn(f: impl FnOnce() + Send + 'static) -> Result<Arc<Green>, String> {
 /// Elsewhere than on a green thread.
 pub fn with_mutator<R>(f: impl FnOnce(&Mutator) -> R) -> R {
     with_worker(|worker| f(&worker.mutator)).expect(NOT_GREEN)
+}
+
+/// What tests may break here.
+mod seam {
+    use gc_core::{Heap, Mutator};
+
+    use crate::fault::{Event, Fault};
+
+    pub(super) fn attach(heap: &Heap, index: usize) -> Result<Mutator, String> {
+        if Event::WorkerRefused.planted() && index == 1 {
+            return Err("refused by a test".to_owned());
+        }
+        heap.attach().map_err(|error| error.to_string())
+    }
+
+    /// What a worker tells that does not work.
+    pub(super) fn refusal(why: String) -> Result<(), String> {
+        if Fault::RefusalsUntold.planted() {
+            return Ok(());
+        }
+        Err(why)
+    }
 }

@@ -218,7 +218,7 @@ unsafe extern "C" fn on_fault(
     let is_fault = info_ref.si_code > 0;
     // SAFETY: a field of every siginfo, which is meaningful for faults only.
     let address = unsafe { info_ref.si_addr() } as usize;
-    if is_fault && let Some(table) = table_of(pc).filter(|table| table.has(address)) {
+    if is_fault && let Some(table) = seam::poll_of(pc, address) {
         registers[RSP] -= 8;
         // SAFETY: the load's code has no red zone, and its stack has room: its function's callees
         // would have used these words. A thread without room for one word faults here, as for any
@@ -234,6 +234,11 @@ unsafe extern "C" fn on_fault(
     pass_on(signal, info, ucontext, is_fault);
 }
 
+/// The table by which a fault at this PC, for this address, is a poll.
+fn poll_of(pc: usize, address: usize) -> Option<&'static Table> {
+    table_of(pc).filter(|table| table.has(address))
+}
+
 impl Table {
     fn has(&self, address: usize) -> bool {
         (self.page..self.page + PAGE).contains(&address)
@@ -242,11 +247,16 @@ impl Table {
 
 /// The table that has the load at this PC.
 fn table_of(pc: usize) -> Option<&'static Table> {
+    table_with(|table| table.loads.binary_search(&pc).is_ok())
+}
+
+/// The newest table in use of which that holds.
+fn table_with(is_it: impl Fn(&Table) -> bool) -> Option<&'static Table> {
     // Acquire: pairs with the Release in `register`.
     let mut next = TABLES.load(Ordering::Acquire).cast_const();
     // SAFETY: tables are never freed, and not written after they were published.
     while let Some(table) = unsafe { next.as_ref() } {
-        if table.used.load(Ordering::Relaxed) && table.loads.binary_search(&pc).is_ok() {
+        if table.used.load(Ordering::Relaxed) && is_it(table) {
             return Some(table);
         }
         next = table.next;
@@ -389,4 +399,21 @@ unsafe extern "C" fn poll_stub() {
         ".cfi_endproc",
         poll = sym poll,
     )
+}
+
+/// What tests may break here.
+mod seam {
+    use super::Table;
+    use crate::fault::Fault;
+
+    /// As [`poll_of`](super::poll_of), which looks at both the load and its address.
+    pub(super) fn poll_of(pc: usize, address: usize) -> Option<&'static Table> {
+        if Fault::PollsByPage.planted() {
+            return super::table_with(|table| table.has(address));
+        }
+        if Fault::PollsByLoad.planted() {
+            return super::table_of(pc);
+        }
+        super::poll_of(pc, address)
+    }
 }
