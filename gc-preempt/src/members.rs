@@ -154,6 +154,8 @@ pub(crate) struct Inner {
     pub members: UnsafeCell<Members>,
     /// The stack epoch, see `stack_record.rs`. Changes in stops of this world only.
     pub epoch: AtomicU64,
+    /// After how many nanoseconds the watchdog names a thread that keeps a stop waiting.
+    pub patience: AtomicU64,
     /// Its first stop has put the panic hook on top.
     pub hooked: AtomicBool,
 }

@@ -9,8 +9,8 @@ use core::fmt::Write;
 use core::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// When the watchdog speaks first. Then at twice that, and so on.
-const FIRST: Duration = Duration::from_secs(1);
+/// When the watchdog speaks first, unless a world has another setting.
+pub(crate) const FIRST: Duration = Duration::from_secs(1);
 
 /// Reports a thread that keeps one stop waiting.
 pub(crate) struct Watchdog {
@@ -19,8 +19,9 @@ pub(crate) struct Watchdog {
 }
 
 impl Watchdog {
-    pub(crate) fn new(begun: Instant) -> Self {
-        Self { begun, next: FIRST }
+    /// A watchdog that speaks when the stop has waited for `first`, then at twice that, and so on.
+    pub(crate) fn new(begun: Instant, first: Duration) -> Self {
+        Self { begun, next: first }
     }
 
     /// Names the thread that `culprit` finds, if the next report is due.
@@ -32,7 +33,7 @@ impl Watchdog {
         if waited < self.next {
             return;
         }
-        self.next *= 2;
+        self.next = self.next.saturating_mul(2);
         if let Some(record) = culprit() {
             report(record, waited);
         }
@@ -129,6 +130,20 @@ mod seam {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_watchdog_speaks_when_its_time_has_passed_and_when_twice_that_has() {
+        let (begun, first) = (Instant::now(), Duration::from_secs(10));
+        let mut watchdog = Watchdog::new(begun, first);
+        let mut asked = Vec::new();
+        for seconds in 1..=45 {
+            watchdog.look(begun + Duration::from_secs(seconds), || {
+                asked.push(seconds);
+                None
+            });
+        }
+        assert_eq!(asked, [10, 20, 40]);
+    }
 
     #[test]
     fn proc_status_names_this_thread_and_its_mask() {

@@ -13,6 +13,7 @@ pub use stopped::{StopReport, Stopped};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::blocking::lock;
 use crate::code::{CODE, CodeError, CodeGuard, CodeSpec, CodeWhat};
@@ -23,7 +24,9 @@ use crate::mutator::Mutator;
 use crate::registry::{MutatorId, RegistryGuard};
 use crate::stopped_mutator::StoppedMutator;
 use crate::stopper::{HoldsAStop, holds_a_stop};
-use crate::{arch, attach, faults, fork, handler, panics, pin, processors, stack, unwind, walk};
+use crate::{
+    arch, attach, faults, fork, handler, panics, pin, processors, stack, unwind, walk, watchdog,
+};
 
 impl World {
     /// Makes a world without mutators.
@@ -63,6 +66,7 @@ impl World {
                 resumed: None,
             }),
             epoch: AtomicU64::new(0),
+            patience: AtomicU64::new(watchdog::FIRST.as_nanos() as u64),
             hooked: AtomicBool::new(false),
         });
         let all = worlds(&mut lock);
@@ -149,6 +153,23 @@ impl World {
     /// [`StopError`]: the caller is a mutator of this world, or holds a stop of any world.
     pub fn stop(&self) -> Result<Stopped<'_>, StopError> {
         self.stop_those(None)
+    }
+
+    /// Sets for how long a stop waits before a line on stderr names a thread that has not stopped,
+    /// and why. The line comes again after twice that time, and so on. It is one second by default.
+    ///
+    /// For a world whose threads are known to stop late.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// let world = gc_preempt::World::new(gc_preempt::Config::default())?;
+    /// world.set_watchdog(Duration::from_secs(60));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn set_watchdog(&self, first: Duration) {
+        let nanos = u64::try_from(first.as_nanos()).unwrap_or(u64::MAX);
+        // Relaxed: the next stop that sees it.
+        self.inner.patience.store(nanos, Ordering::Relaxed);
     }
 
     /// Loads data that the walks of the next stop need into this core's caches, while the mutators

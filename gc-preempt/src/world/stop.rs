@@ -74,6 +74,8 @@ impl World {
         let wait = Wait {
             number,
             only,
+            // Relaxed: a setting.
+            patience: Duration::from_nanos(self.inner.patience.load(Ordering::Relaxed)),
             signals: self.inner.config.signals,
             asked: found.signalled,
         };

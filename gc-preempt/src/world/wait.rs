@@ -7,7 +7,7 @@ use crate::registry::{MutatorId, Record};
 use crate::watchdog::Watchdog;
 use crate::{handler, park, processors, signal};
 use core::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Signals a thread that was asked. A thread that no longer exists counts as stopped.
 pub(super) fn send(m: &mut Member) {
@@ -27,6 +27,8 @@ pub(super) struct Wait {
     pub(super) number: u64,
     /// The one mutator that it stops; `None`: all.
     pub(super) only: Option<MutatorId>,
+    /// When the watchdog speaks first.
+    pub(super) patience: Duration,
     /// Are threads signalled?
     pub(super) signals: bool,
     /// How many were asked.
@@ -42,7 +44,7 @@ impl Wait {
         let may_spin = self.asked < processors::count() && !self.is_on_own_core(members);
         let begun = Instant::now();
         let mut backoff = Backoff::new(begun, may_spin);
-        let mut watchdog = Watchdog::new(begun);
+        let mut watchdog = Watchdog::new(begun, self.patience);
         let mut retries = 0;
         while !acknowledgements::none_left() {
             if acknowledgements::take_retry() {

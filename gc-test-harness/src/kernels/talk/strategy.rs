@@ -78,6 +78,14 @@ impl Strategy {
         matches!(self, Strategy::Step | Strategy::Maps | Strategy::Async)
     }
 
+    /// Whether a stop reaches every loop. The other strategies wait for calls.
+    pub fn stops_loops(self) -> bool {
+        !matches!(
+            self,
+            Strategy::Unstopped | Strategy::Cooperative | Strategy::Prologue
+        )
+    }
+
     /// Whether the compiled code is that of [`Strategy::Unstopped`], byte for byte.
     pub fn leaves_code_alone(self) -> bool {
         !matches!(

@@ -14,6 +14,8 @@ use crate::sched::{Mode, Options, yield_now};
 
 /// A stop that takes longer counts as missed.
 const LIMIT: Duration = Duration::from_secs(1);
+/// When the watchdog speaks of a cooperative loop.
+const LATE: Duration = Duration::from_secs(60);
 /// How long a cooperative loop runs between two calls into the scheduler.
 const LOOP: Duration = Duration::from_millis(1_300);
 /// The stops of each mode.
@@ -27,6 +29,9 @@ const STOPS: [u64; 2] = [2, 1_000];
 pub fn play(mode: Mode, workers: usize) -> Result<Stops, String> {
     let is_async = mode == Mode::Async;
     let stage = Stage::new(Heap::builder().signals(is_async))?;
+    if !is_async {
+        stage.heap.world().set_watchdog(LATE);
+    }
     let count = stage.loops.count;
     let (begun, probe) = (Instant::now(), 20_000_000);
     count(1, probe);

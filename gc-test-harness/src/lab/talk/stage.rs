@@ -79,6 +79,8 @@ impl From<WorkError> for TalkError {
     }
 }
 
+/// When the watchdog speaks, for strategies whose stops the bell ends.
+const LATE: Duration = Duration::from_secs(60);
 /// Threads that may run a kernel at once.
 const THREADS: usize = 2;
 /// The encoding of the references in the stack maps.
@@ -119,6 +121,9 @@ impl Stage {
             .gc_percent(u32::MAX)
             .signals(strategy.signals());
         let heap = heap.build().map_err(TalkError::heap)?;
+        if !strategy.stops_loops() {
+            heap.world().set_watchdog(LATE);
+        }
         let guards = made
             .code
             .iter()
