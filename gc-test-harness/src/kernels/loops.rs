@@ -12,7 +12,7 @@ use super::codegen::{Arena, Code, CodegenError};
 
 /// O'Neill's 32-bit PCG multiplier. Any odd number of this size would do. Cranelift would load a
 /// larger one from memory behind the code, but this loop must not load.
-const MULTIPLIER: u64 = 747_796_405;
+pub(crate) const MULTIPLIER: u64 = 747_796_405;
 
 /// The offset of a node's reference in [`Loops::chase`]'s ring. The node's value follows it.
 pub const NODE_NEXT: i32 = 0;

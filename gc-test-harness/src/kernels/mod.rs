@@ -11,6 +11,7 @@ pub mod interruption;
 pub mod left;
 pub mod loops;
 pub mod places;
+pub mod reverse;
 pub mod single_step;
 pub mod stale;
 pub mod step;

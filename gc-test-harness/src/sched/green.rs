@@ -14,7 +14,7 @@
 //! that is still in use. A park may return without reason: callers look again in a loop.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use gc_preempt::{Resumed, Stack, StackError};
 
@@ -29,6 +29,8 @@ pub struct Green {
     /// It waits for an unpark. Written by the green thread before it suspends itself, read by its
     /// worker after that.
     parks: AtomicBool,
+    /// How often it was preempted. Written by itself.
+    preemptions: AtomicU64,
     /// The worker that runs it. Written by the worker, read by the green thread on it.
     worker: AtomicPtr<()>,
 }
@@ -40,6 +42,7 @@ impl Green {
             stack,
             permit: AtomicU32::new(EMPTY),
             parks: AtomicBool::new(false),
+            preemptions: AtomicU64::new(0),
             worker: AtomicPtr::new(std::ptr::null_mut()),
         });
         green.stack.set_data(Arc::as_ptr(&green).cast_mut().cast());
@@ -66,6 +69,17 @@ impl Green {
         // SAFETY: as in `here`; the worker holds its count while this code runs on it.
         let green = unsafe { green.as_ref()? };
         Some(f(green, green.worker.load(Ordering::Relaxed)))
+    }
+
+    /// How often it was preempted so far.
+    pub fn preemptions(&self) -> u64 {
+        // Relaxed, here and below: a count.
+        self.preemptions.load(Ordering::Relaxed)
+    }
+
+    /// It is preempted. On the green thread.
+    pub(super) fn is_preempted(&self) {
+        self.preemptions.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Says that it suspends itself next to wait for an unpark. On the green thread.

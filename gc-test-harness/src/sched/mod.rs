@@ -35,7 +35,7 @@ mod worker;
 pub use channel::Channel;
 pub use green::Green;
 pub use options::{Counts, Mode, Options};
-pub use worker::{park, sleep, spawn, unpark, with_mutator, yield_now};
+pub use worker::{park, preemptions_here, sleep, spawn, unpark, with_mutator, yield_now};
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

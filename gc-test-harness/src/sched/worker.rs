@@ -240,6 +240,7 @@ fn words(panic: &(dyn Any + Send)) -> String {
 
 /// The hook of a worker that is preempted: suspends the green thread that runs, where it is.
 unsafe extern "C" fn preempted(_: *mut ()) {
+    Green::with_here(|green, _| green.is_preempted());
     with_worker(|worker| worker.seat().preemptions.fetch_add(1, Ordering::Relaxed));
     // An error means that this is no green thread, or one that may not leave its stack now. It goes
     // on then.
@@ -290,6 +291,14 @@ pub fn unpark(green: &Arc<Green>) {
 /// Elsewhere than on a green thread.
 pub(super) fn current() -> Arc<Green> {
     Green::here().expect(NOT_GREEN)
+}
+
+/// How often the running green thread was preempted so far.
+///
+/// # Panics
+/// Elsewhere than on a green thread.
+pub fn preemptions_here() -> u64 {
+    Green::with_here(|green, _| green.preemptions()).expect(NOT_GREEN)
 }
 
 /// Waits for at least so long.

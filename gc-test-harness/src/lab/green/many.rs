@@ -9,8 +9,9 @@ use gc_core::Heap;
 
 use super::stage::Stage;
 use crate::kernels::loops::{chase_oracle, count_oracle};
+use crate::kernels::reverse::reverse_oracle;
 use crate::lab::talk::ManyRun;
-use crate::sched::{Mode, Options, yield_now};
+use crate::sched::{Mode, Options, preemptions_here, yield_now};
 
 /// The sizes of the scene.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +41,10 @@ impl Default for Crowd {
 const LONG: u64 = 100;
 /// Steps of a short and a long loop.
 const STEPS: [u64; 2] = [2_000, 2_000_000];
+/// Passes of a loop that stores references, and the turns of its pauses. A long one goes on until it
+/// was preempted.
+const PASSES: [u64; 2] = [3, 100];
+const PAUSE: u64 = 100;
 /// Nodes of a ring.
 const RING: usize = 12;
 
@@ -58,7 +63,9 @@ pub fn play(mode: Mode, collector: &'static str, crowd: &Crowd) -> Result<ManyRu
     })?;
     let begun = Instant::now();
     let (right, answers) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let stores = Arc::new(AtomicU64::new(0));
     let (chase, count) = (stage.loops.chase, stage.loops.count);
+    let reverse = stage.reversing.reverse;
     let rings = stage.rings();
     let over = AtomicBool::new(false);
     let (spawned, storm_stops, preemptions) = std::thread::scope(|scope| {
@@ -81,20 +88,38 @@ pub fn play(mode: Mode, collector: &'static str, crowd: &Crowd) -> Result<ManyRu
         });
         let spawn = |number: u64| {
             let (right, answers) = (right.clone(), answers.clone());
+            let stores = stores.clone();
             let rounds = crowd.rounds;
-            let steps = STEPS[usize::from(number.is_multiple_of(LONG))];
+            let is_long = number.is_multiple_of(LONG);
+            let (steps, passes) = (STEPS[usize::from(is_long)], PASSES[usize::from(is_long)]);
             scheduler.spawn(move || {
                 for round in 0..rounds {
-                    let values: Vec<u64> = (0..RING as u64).map(|i| number * 31 + i).collect();
+                    let mut values: Vec<u64> = (0..RING as u64).map(|i| number * 31 + i).collect();
                     let mut slot = rings(&values).expect("the heap has room");
                     yield_now();
                     // SAFETY: the slot names a ring of live nodes, which this stack keeps.
                     let sum = unsafe { chase(&raw mut slot, steps) };
                     let other = count(number, steps);
-                    let is_right = sum == chase_oracle(&values, steps)
+                    let mut is_right = sum == chase_oracle(&values, steps)
                         && other == count_oracle(number, steps)
                         && slot != 0
                         && round < rounds;
+                    // `chase` has moved the slot on.
+                    values.rotate_left((steps % RING as u64) as usize);
+                    let begun = preemptions_here();
+                    loop {
+                        // SAFETY: as above.
+                        let (sum, ring) = unsafe {
+                            let sum = reverse(&raw mut slot, passes, PAUSE);
+                            (sum, Stage::values(&slot))
+                        };
+                        is_right &= sum == reverse_oracle(&mut values, passes, PAUSE);
+                        is_right &= ring == values;
+                        if mode == Mode::Cooperative || !is_long || preemptions_here() > begun {
+                            break;
+                        }
+                    }
+                    stores.fetch_add(preemptions_here() - begun, Relaxed);
                     answers.fetch_add(1, Relaxed);
                     right.fetch_add(u64::from(is_right), Relaxed);
                 }
@@ -116,6 +141,7 @@ pub fn play(mode: Mode, collector: &'static str, crowd: &Crowd) -> Result<ManyRu
         collections: stage.heap.stats().collections,
         storm_stops,
         preemptions,
+        preempted_stores: stores.load(Relaxed),
         seconds: begun.elapsed().as_secs_f64(),
     })
 }

@@ -115,13 +115,16 @@ impl fmt::Display for Outcome {
         for (mode, service) in scenes.service.played() {
             writeln!(
                 f,
-                "twitch     {mode:<12} {} handlers beside a decode of {:.0} ms: {} requests, \
-                 longest gap {:.1} ms (slice {:.0} ms)",
+                "twitch     {mode:<12} {} handlers beside a decode of {:.0} ms: {} requests, {} \
+                 of them during the decode, longest gap {:.1} ms (slice {:.0} ms), at most {} \
+                 preemptions of the decode between two services of a handler",
                 service.handlers.len(),
                 service.decode_length_ms(),
                 service.served(),
+                service.served_during,
                 service.longest_ms(),
                 service.slice_ms,
+                service.most_between,
             )?;
         }
         for (mode, scene) in scenes.spinlock.played() {
@@ -156,7 +159,8 @@ impl fmt::Display for Outcome {
                 writeln!(
                     f,
                     "many       {mode:<12} {} green threads, {}: {} of {} answers right, {} \
-                     collections, {} stops of a storm, {} preemptions, {:.1} s",
+                     collections, {} stops of a storm, {} preemptions, {} of them in loops that \
+                     store references, {:.1} s",
                     run.threads,
                     run.collector,
                     run.right,
@@ -164,6 +168,7 @@ impl fmt::Display for Outcome {
                     run.collections,
                     run.storm_stops,
                     run.preemptions,
+                    run.preempted_stores,
                     run.seconds,
                 )?;
             }

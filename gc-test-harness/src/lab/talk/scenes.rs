@@ -65,6 +65,13 @@ pub struct Service {
     pub decode_ms: (f64, f64),
     /// The scene's end.
     pub end_ms: f64,
+    /// How often the decode was preempted.
+    pub preemptions: u64,
+    /// Requests that were served between the decode's start and end.
+    pub served_during: u64,
+    /// The most preemptions of the decode between two services of one handler, for each time that
+    /// the handler waited for a worker.
+    pub most_between: u64,
     /// One for each handler.
     pub handlers: Vec<Handler>,
 }
@@ -116,6 +123,9 @@ impl Service {
             "slice_ms": self.slice_ms,
             "decode_ms": self.decode_length_ms(),
             "longest_gap_ms": self.longest_ms(),
+            "decode_preemptions": self.preemptions,
+            "served_during_decode": self.served_during,
+            "most_preemptions_between_services": self.most_between,
             "handlers": self.handlers.len(),
             "requests_served": self.served(),
             "gaps_ms": gaps.collect::<Vec<_>>(),
@@ -151,6 +161,8 @@ pub struct ManyRun {
     pub storm_stops: u64,
     /// Preemptions during the run.
     pub preemptions: u64,
+    /// Those in loops that store references.
+    pub preempted_stores: u64,
     /// The run's length.
     pub seconds: f64,
 }
@@ -175,6 +187,7 @@ impl Scenes {
                     "collector": run.collector, "threads": run.threads, "right": run.right,
                     "answers": run.answers, "collections": run.collections,
                     "storm_stops": run.storm_stops, "preemptions": run.preemptions,
+                    "preempted_in_loops_that_store": run.preempted_stores,
                     "seconds": run.seconds,
                 })
             });

@@ -95,6 +95,7 @@ fn made_up() -> (Talk, Scenes) {
                 longest_ms: gaps.iter().map(|gap| gap.1).fold(0.0, f64::max),
             })
             .collect(),
+        ..Service::default()
     };
     let many = |right| {
         ["concurrent", "stop the world"].map(|collector| ManyRun {
@@ -105,6 +106,7 @@ fn made_up() -> (Talk, Scenes) {
             collections: 31,
             storm_stops: 900,
             preemptions: 2_400,
+            preempted_stores: 310,
             seconds: 1.5,
         })
     };
