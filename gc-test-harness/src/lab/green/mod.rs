@@ -2,6 +2,7 @@
 //! signals preempt.
 
 mod costs;
+mod go;
 mod many;
 mod spinlock;
 mod stage;
@@ -81,16 +82,19 @@ pub fn run(options: &GreenArgs) -> Result<Outcome, String> {
         }
     }
     if wants(Scene::Costs) && options.mode != Some(Mode::Cooperative) {
-        let costs = measure_costs(200_000, 20_000)?;
-        let cost = |what, here_ns| SwitchCost {
+        let preemptions = 20_000;
+        let here = measure_costs(10 * preemptions, preemptions)?;
+        let go = go::measure(preemptions);
+        let cost = |what, of: fn(&Costs) -> f64| SwitchCost {
             what,
-            here_ns,
-            go_ns: None,
+            here_ns: of(&here),
+            go_ns: go.as_ref().ok().map(of),
         };
         scenes.costs = vec![
-            cost("yield", costs.yield_ns),
-            cost("preempt and resume", costs.preempt_ns),
+            cost("yield", |costs| costs.yield_ns),
+            cost("preempt and resume", |costs| costs.preempt_ns),
         ];
+        scenes.no_go = go.err();
     }
     Ok(Outcome(scenes))
 }
@@ -174,7 +178,12 @@ impl fmt::Display for Outcome {
             }
         }
         for cost in &scenes.costs {
-            writeln!(f, "costs      {:<20} {:.0} ns", cost.what, cost.here_ns)?;
+            write!(f, "costs      {:<20} {:.0} ns", cost.what, cost.here_ns)?;
+            match (cost.go_ns, &scenes.no_go) {
+                (Some(go), _) => writeln!(f, ", in Go {go:.0} ns: {:.2}", cost.here_ns / go)?,
+                (None, Some(why)) => writeln!(f, " (not measured in Go: {why})")?,
+                (None, None) => writeln!(f)?,
+            }
         }
         Ok(())
     }

@@ -54,6 +54,8 @@ pub struct Scenes {
     pub many: Both<Vec<ManyRun>>,
     /// Costs of switches between green threads.
     pub costs: Vec<SwitchCost>,
+    /// Why there are no costs in Go.
+    pub no_go: Option<String>,
 }
 
 /// The handlers' service during one decode. Times are in milliseconds from the scene's start.
@@ -210,6 +212,7 @@ impl Scenes {
             })),
             "many": self.many.json(many),
             "costs": costs.collect::<Vec<_>>(),
+            "no_go": self.no_go,
         })
     }
 }

@@ -279,6 +279,9 @@ fn scheduler(scenes: &Scenes) -> String {
             &["switch of a green thread", "here", "Go", "here / Go"],
             &rows,
         );
+        if let Some(why) = &scenes.no_go {
+            out += &paragraph(format!("There are no figures of Go: {why}."));
+        }
     }
     match out.is_empty() {
         true => out,

@@ -140,6 +140,7 @@ fn made_up() -> (Talk, Scenes) {
             here_ns: 2900.0,
             go_ns: Some(2400.0),
         }],
+        no_go: None,
     };
     (talk, scenes)
 }
@@ -238,4 +239,14 @@ fn what_was_not_measured_is_left_out() {
         ..talk
     };
     start_tags(&page(&empty, &Scenes::default()));
+}
+
+#[test]
+fn the_page_says_why_there_are_no_figures_of_go() {
+    let (talk, mut scenes) = made_up();
+    scenes.costs[0].go_ns = None;
+    scenes.no_go = Some("go does not start".to_owned());
+    let page = page(&talk, &scenes);
+    start_tags(&page);
+    assert!(page.contains("There are no figures of Go: go does not start."));
 }
