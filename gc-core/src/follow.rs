@@ -37,6 +37,7 @@ pub(crate) unsafe fn follow<S: Sink>(
                     sink.edge(load(word), encoding);
                 }
             }
+            Tag::Elements => follow_elements(descriptor, cell, part, sink),
             Tag::Conservative => {
                 for word in part.step_by(WORD) {
                     sink.conservative(load(word));
@@ -124,8 +125,62 @@ unsafe fn follow_pairs<S: Sink>(
     }
 }
 
-/// The numbers of a cell's words that are edges, for a kind that has them at fixed places.
-pub(crate) fn fixed_edges(descriptor: &Descriptor) -> impl Iterator<Item = usize> + '_ {
+/// Reports the edges of a cell of elements that lie in `part`.
+///
+/// # Safety
+/// `cell` is an allocated cell of this descriptor's kind, which is one of elements; `part` lies in
+/// it.
+#[inline]
+unsafe fn follow_elements<S: Sink>(
+    descriptor: &Descriptor,
+    cell: usize,
+    part: Range<usize>,
+    sink: &mut S,
+) {
+    let encoding = descriptor.encoding;
+    let first = cell + descriptor.first_word as usize * WORD;
+    let bytes = descriptor.stride as usize * WORD;
+    let begun = part.start.saturating_sub(first) / bytes;
+    let mut element = first + begun * bytes;
+    while element < part.end {
+        for slot in slots(descriptor) {
+            let word = element + slot * WORD;
+            // An element may lie in two parts, and the last one may be cut off by the cell's end.
+            if part.contains(&word) {
+                // SAFETY: a word of the cell.
+                sink.edge(unsafe { load(word) }, encoding);
+            }
+        }
+        element += bytes;
+    }
+}
+
+/// The numbers of a cell's words that are edges, for a kind that has them at places that do not
+/// depend on the cell's content: words, arrays, elements. `size` is the cell's.
+pub(crate) fn fixed_edges(
+    descriptor: &Descriptor,
+    size: usize,
+) -> impl Iterator<Item = usize> + '_ {
+    let (first, stride) = match descriptor.tag {
+        Tag::Array => (descriptor.first_word as usize, 1),
+        Tag::Elements => (descriptor.first_word as usize, descriptor.stride as usize),
+        // One element: the cell.
+        _ => (0, (size / WORD).max(1)),
+    };
+    let words = size / WORD;
+    let all = (descriptor.tag == Tag::Array).then_some(0);
+    (first..words)
+        .step_by(stride)
+        .flat_map(move |element| {
+            all.into_iter()
+                .chain(slots(descriptor))
+                .map(move |slot| element + slot)
+        })
+        .filter(move |word| *word < words)
+}
+
+/// The set bits of a descriptor's slots.
+fn slots(descriptor: &Descriptor) -> impl Iterator<Item = usize> + '_ {
     (0..descriptor.slot_words as usize).flat_map(|index| {
         // SAFETY: `index` is below the bitmap's length.
         let mut slots = unsafe { *descriptor.slots.add(index) };

@@ -72,6 +72,12 @@ pub(crate) enum Shape {
         first_word: u32,
         encoding: Encoding,
     },
+    Elements {
+        first_word: u32,
+        stride: u32,
+        slots: BitVec<u64, Lsb0>,
+        encoding: Encoding,
+    },
     Traced {
         trace: TraceFn,
         encodings: Vec<Encoding>,
@@ -163,6 +169,31 @@ impl Kind {
             name,
             Shape::Array {
                 first_word,
+                encoding,
+            },
+        )
+    }
+
+    /// Cells of elements of `stride` words each, from word number `first_word` to the cell's end.
+    /// The edges of each element are its words with a set bit in `slots`. As for
+    /// [`array`](Self::array), words that were never written are zero.
+    pub(crate) fn elements(
+        name: impl Into<String>,
+        first_word: u32,
+        stride: u32,
+        mut slots: BitVec<u64, Lsb0>,
+        encoding: Encoding,
+    ) -> Kind {
+        debug_assert!(slots.len() <= stride as usize && slots.any());
+        // As in `words`.
+        slots.force_align();
+        slots.set_uninitialized(false);
+        Kind::of(
+            name,
+            Shape::Elements {
+                first_word,
+                stride,
+                slots,
                 encoding,
             },
         )
@@ -389,6 +420,7 @@ impl Kind {
         match &self.shape {
             Shape::Words { encoding, .. }
             | Shape::Array { encoding, .. }
+            | Shape::Elements { encoding, .. }
             | Shape::Weak { encoding, .. }
             | Shape::Ephemeron { encoding, .. } => core::slice::from_ref(encoding),
             Shape::Traced { encodings, .. } => encodings,
@@ -458,11 +490,14 @@ pub(crate) struct Descriptor {
     pub(crate) first_word: u32,
     pub(crate) encoding: Encoding,
     /// Words: the edges among the first 64 words, a bit for each word; most cells have no more.
+    /// Elements: those of an element.
     /// Weak, Ephemeron: see [`Descriptor::cleared`].
     pub(crate) first_slots: u64,
-    /// Words: the address of all words of the bit vector, which `Kinds::owned` owns.
+    /// Words, Elements: the address of all words of the bit vector, which `Kinds::owned` owns.
     pub(crate) slots: *const u64,
     pub(crate) slot_words: u32,
+    /// Elements: the words of an element.
+    pub(crate) stride: u32,
     pub(crate) trace: Option<TraceFn>,
 }
 
@@ -476,7 +511,9 @@ impl Descriptor {
             Tag::Leaf => false,
             // The collector writes these words, whatever the embedder has declared.
             Tag::Weak | Tag::Ephemeron => true,
-            Tag::Words | Tag::Array | Tag::Traced | Tag::Conservative => !self.immutable,
+            Tag::Words | Tag::Array | Tag::Elements | Tag::Traced | Tag::Conservative => {
+                !self.immutable
+            }
         }
     }
 
@@ -499,6 +536,7 @@ pub(crate) enum Tag {
     Leaf = 0,
     Words,
     Array,
+    Elements,
     Traced,
     Conservative,
     Weak,
@@ -543,6 +581,10 @@ impl Kinds {
 
     /// Adds a kind. Call it outside of `no_preempt`, because a kind that is not added is freed; it
     /// enters `no_preempt` while it holds the lock.
+    #[allow(
+        clippy::result_large_err,
+        reason = "the closure hands the kind back, since it must not be freed inside"
+    )]
     pub(crate) fn add(&self, kind: Kind) -> Result<KindId, KindError> {
         let is_wrong = |encoding: &&Encoding| encoding.value & !encoding.mask != 0;
         if let Some(encoding) = kind.encodings().iter().find(is_wrong) {
@@ -558,6 +600,7 @@ impl Kinds {
             first_slots: 0,
             slots: std::ptr::null(),
             slot_words: 0,
+            stride: 0,
             trace: None,
         };
         let descriptor = match &kind.shape {
@@ -581,6 +624,21 @@ impl Kinds {
                 tag: Tag::Array,
                 first_word: *first_word,
                 encoding: *encoding,
+                ..none
+            },
+            Shape::Elements {
+                first_word,
+                stride,
+                slots,
+                encoding,
+            } => Descriptor {
+                tag: Tag::Elements,
+                first_word: *first_word,
+                stride: *stride,
+                encoding: *encoding,
+                first_slots: slots.as_raw_slice().first().copied().unwrap_or(0),
+                slots: slots.as_raw_slice().as_ptr(),
+                slot_words: slots.as_raw_slice().len() as u32,
                 ..none
             },
             Shape::Traced { trace, .. } => Descriptor {

@@ -274,6 +274,7 @@ pub use api::gc::{Gc, keep_alive};
 pub use api::heap::Heap;
 pub use api::local::{Local, Scope};
 pub use api::mutator::Mutator;
+pub use api::slice::{Slice, Values};
 pub use api::trace::{Leaf, Trace};
 pub use api::typed_root::Root;
 pub use api::value::{Dynamic, ValueField};

@@ -173,6 +173,8 @@ impl fmt::Debug for Bytes {
 /// A layout of cells of any length, with one kind in each heap, which all types of the layout
 /// share.
 pub(crate) trait Shape: 'static {
+    const SHARING: Sharing = Sharing::Shared;
+
     fn kind() -> Kind;
 }
 
@@ -197,7 +199,7 @@ impl Mutator {
             return Ok(info.kind);
         }
         let shared = self.heap().shared();
-        let info = shared.type_info(id, 0, Sharing::Shared, S::kind)?;
+        let info = shared.type_info(id, 0, S::SHARING, S::kind)?;
         self.types().put(id, info);
         Ok(info.kind)
     }
@@ -209,9 +211,19 @@ impl Mutator {
         len: usize,
         element: usize,
     ) -> Result<NonNull<usize>, AllocError> {
+        self.cell_of_shape_after::<S>(WORD, len, element)
+    }
+
+    /// The same, with `len` elements from byte `first` on.
+    pub(crate) fn cell_of_shape_after<S: Shape>(
+        &self,
+        first: usize,
+        len: usize,
+        element: usize,
+    ) -> Result<NonNull<usize>, AllocError> {
         let bytes = len
             .checked_mul(element)
-            .and_then(|bytes| bytes.checked_add(WORD))
+            .and_then(|bytes| bytes.checked_add(first))
             .filter(|bytes| *bytes <= isize::MAX as usize - GRANULE)
             .ok_or(AllocError::TooLarge { bytes: usize::MAX })?;
         let kind = self.shape::<S>()?;

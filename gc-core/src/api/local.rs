@@ -21,9 +21,10 @@
 use core::any::{TypeId, type_name};
 use core::fmt;
 use core::marker::PhantomData;
-use core::mem::needs_drop;
+use core::mem::{ManuallyDrop, MaybeUninit, needs_drop};
 use core::ops::Deref;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::alloc;
 use crate::api::mutator::{Mutator, in_blocking};
@@ -205,16 +206,7 @@ impl Mutator {
                 "a type with a trace function must not need Drop: its cell may be traced after the value was dropped"
             );
         }
-        // A field that is not null was moved out of a dying cell by its value's `Drop`: its target
-        // may be dead. Where the compiler sees how the fields are made, as it does nearly always,
-        // the check folds to nothing.
-        T::edges(&mut |offset| {
-            // SAFETY: edges are words of the value.
-            let word = unsafe { (&raw const value).byte_add(offset).cast::<usize>().read() };
-            if encoding_of::<T>().decode(word).is_some() {
-                not_null(type_name::<T>());
-            }
-        });
+        check_edges(&value);
         let cell = match self.cell_at_once::<T, FAST>() {
             Some(cell) => cell,
             None => self.cell_slowly::<T, FAST>()?,
@@ -226,7 +218,7 @@ impl Mutator {
         }
         // SAFETY: the cell has at least this size, is aligned to 16 bytes, and no other code has
         // it.
-        unsafe { cell.write(value) };
+        unsafe { write_value(cell, value) };
         // Register after the write: the child of a fork drops all registered values, and has no
         // thread that would still write this one.
         if needs_drop::<T>()
@@ -282,9 +274,19 @@ impl Mutator {
     #[cold]
     #[inline(never)]
     fn register_drop<T: Trace>(&self, cell: NonNull<T>) -> Result<(), AllocError> {
+        self.register_drop_by(cell.cast(), drop_cell::<T>)
+    }
+
+    /// Registers a cell, whose value `drop` drops. The cell's edges are at places that its content
+    /// does not change.
+    pub(crate) fn register_drop_by(
+        &self,
+        cell: NonNull<u8>,
+        drop: unsafe fn(Place<'_>, *mut u8),
+    ) -> Result<(), AllocError> {
         let entry = Registration {
             cell: cell.as_ptr() as usize,
-            token: drop_cell::<T> as unsafe fn(Place<'_>, *mut u8) as usize,
+            token: drop as usize,
         };
         if self.heap().shared().drops.register(entry) {
             Ok(())
@@ -294,6 +296,70 @@ impl Mutator {
                 cure: "call drop_dead_values() more often",
             }))
         }
+    }
+}
+
+/// Checks that no edge of a value is set. An edge that is set was moved out of a dying cell by its
+/// value's `Drop`: its target may be dead. Where the compiler sees how the fields are made, as it
+/// does nearly always, the check folds to nothing.
+#[inline(always)]
+#[track_caller]
+pub(crate) fn check_edges<T: Trace>(value: &T) {
+    T::edges(&mut |offset| {
+        // SAFETY: edges are words of the value.
+        let word = unsafe { (&raw const *value).byte_add(offset).cast::<usize>().read() };
+        if encoding_of::<T>().decode(word).is_some() {
+            not_null(type_name::<T>());
+        }
+    });
+}
+
+/// Writes a value into zeroed memory of a cell, which a marker may read meanwhile. The value's edges
+/// are null ([`check_edges`]). A dynamic field may hold plain data, a part of which could look like
+/// an edge, so such a word is written by one store.
+///
+/// # Safety
+/// `to` is memory for a `T` in a cell, which no other code writes.
+#[inline(always)]
+pub(crate) unsafe fn write_value<T: Trace>(to: NonNull<T>, value: T) {
+    let mut has_data = false;
+    if T::TAGGED {
+        T::edges(&mut |offset| {
+            // SAFETY: edges are words of the value.
+            let word = unsafe { (&raw const value).byte_add(offset).cast::<usize>().read() };
+            has_data |= word != 0;
+        });
+    }
+    if has_data {
+        // SAFETY: forwarded.
+        unsafe { write_words(to, value) }
+    } else {
+        // SAFETY: forwarded.
+        unsafe { to.write(value) }
+    }
+}
+
+/// [`write_value`] for a value with data in its dynamic fields.
+///
+/// # Safety
+/// As there.
+#[inline(never)]
+unsafe fn write_words<T: Trace>(to: NonNull<T>, value: T) {
+    let value = ManuallyDrop::new(value);
+    let from = &raw const *value;
+    let mut blank = MaybeUninit::<T>::uninit();
+    // SAFETY: the value is moved, once: its bytes, with zero in place of its edges, and then these.
+    // Edges are aligned words of it.
+    unsafe {
+        blank.as_mut_ptr().copy_from_nonoverlapping(from.cast(), 1);
+        T::edges(&mut |offset| blank.as_mut_ptr().byte_add(offset).cast::<usize>().write(0));
+        to.as_ptr().copy_from_nonoverlapping(blank.as_ptr(), 1);
+        T::edges(&mut |offset| {
+            let word = from.byte_add(offset).cast::<usize>().read();
+            // Relaxed: the thread publishes the cell by a release.
+            let place = &*to.as_ptr().byte_add(offset).cast::<AtomicUsize>();
+            place.store(word, Ordering::Relaxed);
+        });
     }
 }
 

@@ -17,6 +17,7 @@ pub(crate) mod local;
 pub(crate) mod mutator;
 pub(crate) mod room;
 pub(crate) mod root;
+pub(crate) mod slice;
 pub(crate) mod stack;
 pub(crate) mod trace;
 pub(crate) mod typed_root;

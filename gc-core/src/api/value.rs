@@ -9,6 +9,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::api::datum::Class;
 use crate::api::local::Scope;
+use crate::api::mutator::Mutator;
 use crate::api::trace::Trace;
 use crate::encoding::Encoding;
 use crate::error::AllocError;
@@ -223,12 +224,30 @@ impl<V: Dynamic> ValueField<V> {
     #[inline]
     #[track_caller]
     pub fn set(&self, scope: &Scope<'_>, value: V::In<'_>) {
-        let word = value.encode() as usize;
+        self.set_word(scope, value.encode() as usize);
+    }
+
+    /// [`set`](Self::set) for the word of a value.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn set_word(&self, scope: &Scope<'_>, word: usize) {
         if let Some(cell) = cell_of(word) {
             scope.check_address(cell.as_ptr() as usize, "value");
             scope.check_living(self.address() as usize);
         }
         self.store(scope, word);
+    }
+
+    /// Stores the value of `from` in this field. The caller has opened its window.
+    ///
+    /// # Safety
+    /// Both fields lie in live cells of the mutator's heap.
+    pub(crate) unsafe fn copy_from(&self, mutator: &Mutator, from: &Self) {
+        // Acquire pairs with the barrier's store: a thread that loads this field finds the cell
+        // initialised.
+        let word = from.word.load(Ordering::Acquire);
+        // SAFETY: forwarded.
+        unsafe { mutator.write(self.address(), word) };
     }
 
     /// Makes the field hold the null variant.

@@ -11,7 +11,7 @@ use crate::tracer::WORD;
 impl Marker<'_> {
     /// Marks a dead value's cell and makes its edges null: no marker follows them, so the cells
     /// that they led to may be freed before the value is dropped. The cell's kind has its edges at
-    /// fixed places, or none: no other value needs `Drop`.
+    /// places that its content does not change, or none: no other value needs `Drop`.
     ///
     /// # Safety
     /// `cell` is allocated and not marked; no mutator can reach it before the cycle is over.
@@ -29,12 +29,19 @@ impl Marker<'_> {
             core.marked.cells += 1;
             core.marked.bytes += cell.size as u64;
         }
-        for word in fixed_edges(core.space.kinds.get(cell.kind)) {
+        let descriptor = core.space.kinds.get(cell.kind);
+        for word in fixed_edges(descriptor, cell.size) {
             // SAFETY: a slot of the cell's kind, and the caller says that the cell is ours.
-            // Relaxed: the stop that ends the cycle orders it.
-            unsafe {
-                (*((cell.base + word * WORD) as *const AtomicUsize)).store(0, Ordering::Relaxed)
-            };
+            let word = unsafe { &*((cell.base + word * WORD) as *const AtomicUsize) };
+            // Relaxed: the stop that ends the cycle orders it. The plain data of a dynamic value
+            // stays.
+            if descriptor
+                .encoding
+                .decode(word.load(Ordering::Relaxed))
+                .is_some()
+            {
+                word.store(0, Ordering::Relaxed);
+            }
         }
     }
 }

@@ -291,7 +291,7 @@ impl<'a> Core<'a> {
         if end - start > PART * WORD
             && item.has_parts()
             && match descriptor.tag {
-                Tag::Array | Tag::Conservative | Tag::Ephemeron => true,
+                Tag::Array | Tag::Elements | Tag::Conservative | Tag::Ephemeron => true,
                 Tag::Words => seam::parts_words(),
                 Tag::Leaf | Tag::Traced | Tag::Weak => false,
             }
