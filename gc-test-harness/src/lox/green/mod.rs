@@ -7,7 +7,7 @@
 //! # Invariant
 //! [`Vm`] holds the state of the green thread that runs: the limit and the end of its value stack,
 //! its number of activations and its open upvalues. All other green threads have theirs in their
-//! [`Green`](super::greens). `switch` exchanges them inside `no_preempt`. So a stop finds the words
+//! `Green` (`greens.rs`). `switch` exchanges them inside `no_preempt`. So a stop finds the words
 //! of each value stack once: those of the running green thread by a root callback, up to
 //! [`Vm::stack_limit`], and those of the others by their root ranges.
 //!
