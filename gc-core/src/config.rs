@@ -56,6 +56,24 @@ pub enum Young {
     Always,
 }
 
+/// Whether the system may back a heap by huge pages of 2 MiB: see
+/// [`HeapBuilder::huge_pages`](crate::HeapBuilder::huge_pages).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HugePages {
+    /// As [`Always`](Self::Always), except in a heap whose hard limit is below 64 MiB when it is
+    /// built: there a huge page is a large part of the heap. In the environment
+    /// `URGE_HUGE_PAGES=auto`.
+    #[default]
+    Automatic,
+    /// The heap asks for huge pages. In the environment `URGE_HUGE_PAGES=1`.
+    Always,
+    /// The heap asks for system pages of 4 KiB. In the environment `URGE_HUGE_PAGES=0`.
+    Never,
+}
+
+/// The hard limit below which [`HugePages::Automatic`] takes system pages.
+const SMALL_HEAP: u64 = 64 << 20;
+
 /// All settings of a heap.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -74,6 +92,7 @@ pub(crate) struct Config {
     pub(crate) reserve: Option<u64>,
     /// The bytes that the system backs from the start.
     pub(crate) pre_touch: u64,
+    pub(crate) huge_pages: HugePages,
     pub(crate) collect_every: Option<u64>,
     pub(crate) signals: bool,
     pub(crate) inject: bool,
@@ -104,6 +123,7 @@ impl Default for Config {
             poison: false,
             reserve: None,
             pre_touch: 0,
+            huge_pages: HugePages::Automatic,
             collect_every: None,
             signals: true,
             inject: false,
@@ -148,6 +168,7 @@ const BYTES: &str = "a number of bytes, as in 67108864, 65536K, 64M or 1G";
 const PERCENT: &str = "a number of percent from 0 to 4294967294, or `off`";
 const MARKERS: &str = "a number of threads from 1 to 64";
 const MARKER_COUNTS: core::ops::RangeInclusive<u32> = 1..=64;
+const HUGE: &str = "0, 1 or `auto`";
 const YOUNG: &str = "0, 1 or `always`";
 const EVERY: &str = "a number of allocations of at least 1, or `off`";
 
@@ -230,29 +251,23 @@ impl Config {
             &mut self.reserve,
         )?;
         set(&get, "URGE_PRE_TOUCH", BYTES, bytes, &mut self.pre_touch)?;
+        set(&get, "URGE_HUGE_PAGES", HUGE, huge, &mut self.huge_pages)?;
         set(&get, "URGE_GC_EVERY", EVERY, every, &mut self.collect_every)?;
         self.checked()
     }
 
+    /// Whether the system may back the heap by huge pages.
+    pub(crate) fn uses_huge_pages(&self) -> bool {
+        match self.huge_pages {
+            HugePages::Automatic => self.hard_limit.is_none_or(|limit| limit >= SMALL_HEAP),
+            HugePages::Always => true,
+            HugePages::Never => false,
+        }
+    }
+
     fn checked(self) -> Result<Self, ConfigError> {
-        if let Some(limit) = self.hard_limit
-            && limit < MINIMUM_LIMIT
-        {
-            return Err(ConfigError {
-                name: "the heap's hard limit (hard_limit, URGE_HEAP_LIMIT)",
-                value: format!("{limit} bytes"),
-                expected: "at least 4194304 bytes (4M)",
-            });
-        }
-        if let Some(limit) = self.memory_limit
-            && limit < MINIMUM_LIMIT
-        {
-            return Err(ConfigError {
-                name: "the heap's memory limit (memory_limit, URGE_MEMORY_LIMIT)",
-                value: format!("{limit} bytes"),
-                expected: "at least 4194304 bytes (4M)",
-            });
-        }
+        check_limit(HARD_LIMIT, self.hard_limit)?;
+        check_limit(MEMORY_LIMIT, self.memory_limit)?;
         if let Some(reserve) = self.reserve
             && reserve < MINIMUM_RESERVE
         {
@@ -279,6 +294,21 @@ impl Config {
             });
         }
         Ok(self)
+    }
+}
+
+pub(crate) const HARD_LIMIT: &str = "the heap's hard limit (hard_limit, URGE_HEAP_LIMIT)";
+pub(crate) const MEMORY_LIMIT: &str = "the heap's memory limit (memory_limit, URGE_MEMORY_LIMIT)";
+
+/// Checks the limit of this name.
+pub(crate) fn check_limit(name: &'static str, limit: Option<u64>) -> Result<(), ConfigError> {
+    match limit {
+        Some(limit) if limit < MINIMUM_LIMIT => Err(ConfigError {
+            name,
+            value: format!("{limit} bytes"),
+            expected: "at least 4194304 bytes (4M)",
+        }),
+        _ => Ok(()),
     }
 }
 
@@ -309,6 +339,15 @@ fn switch(v: &str) -> Option<bool> {
     match v {
         "0" => Some(false),
         "1" => Some(true),
+        _ => None,
+    }
+}
+
+fn huge(v: &str) -> Option<HugePages> {
+    match v {
+        "0" => Some(HugePages::Never),
+        "1" => Some(HugePages::Always),
+        "auto" => Some(HugePages::Automatic),
         _ => None,
     }
 }

@@ -11,8 +11,8 @@ use gc_preempt::World;
 use crate::api::heap::Heap;
 use crate::barrier;
 use crate::cgroup;
-use crate::collector::{self, OldMarks, OverFork, Pace, Requests, State};
-use crate::config::{Config, ConfigError, Young};
+use crate::collector::{self, IdleAfter, OldMarks, OverFork, Pace, Requests, State};
+use crate::config::{Config, ConfigError, HugePages, Young};
 use crate::dying::Dying;
 use crate::encoding::Encoding;
 use crate::error::SpaceError;
@@ -29,7 +29,7 @@ use crate::stats::Ledger;
 /// `URGE_ASYNC`, `URGE_INJECT`, `URGE_STW`, `URGE_CONTINUOUS`, `URGE_STRESS_PHASES`, `URGE_TRACE`,
 /// `URGE_POISON` and `URGE_VERIFY` (each `0` or `1`), `URGE_YOUNG`, `URGE_MARKERS`,
 /// `URGE_GC_PERCENT`, `URGE_HEAP_LIMIT`, `URGE_MEMORY_LIMIT`, `URGE_IDLE`, `URGE_RESERVE`,
-/// `URGE_PRE_TOUCH`, `URGE_GC_EVERY`. [`build`](HeapBuilder::build) reads it once. Sizes are in
+/// `URGE_PRE_TOUCH`, `URGE_HUGE_PAGES`, `URGE_GC_EVERY`. [`build`](HeapBuilder::build) reads it once. Sizes are in
 /// bytes, or with `K`, `M` or `G` behind the number.
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until `build`"]
@@ -356,6 +356,24 @@ impl HeapBuilder {
         self
     }
 
+    /// Sets whether the system may back the heap's cells, and the bits that describe them, by huge
+    /// pages of 2 MiB. [`HugePages::Automatic`] by default. In the environment `URGE_HUGE_PAGES`:
+    /// `0`, `1` or `auto`.
+    ///
+    /// Huge pages make marking and the program's own reads faster, and one page fault serves 2 MiB.
+    /// But that fault clears 2 MiB at once, and on a virtual machine the host may have to find as
+    /// much memory first, so a program of a few seconds may lose more by them than it gains.
+    ///
+    /// ```
+    /// use gc_core::{Heap, HugePages};
+    /// let heap = Heap::builder().huge_pages(HugePages::Never).build()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn huge_pages(mut self, when: HugePages) -> Self {
+        self.config.huge_pages = when;
+        self
+    }
+
     /// Uses the container's limit as [`memory_limit`](Self::memory_limit): the smallest
     /// `memory.max` of the process's cgroups (`memory.limit_in_bytes` in version 1).
     /// [`build`](Self::build) reads it once. If no cgroup has a limit, it sets none. If a
@@ -453,7 +471,7 @@ impl HeapBuilder {
             poison: config.poison,
             concurrent: !config.stop_the_world,
             young: config.young,
-            idle_after: Some(config.idle).filter(|after| !after.is_zero()),
+            idle_after: IdleAfter::new(config.idle),
             vain: gc_preempt::Mutex::new(Vain::default()),
             markers: config.markers,
             phase: AtomicU8::new(0),

@@ -13,6 +13,7 @@ pub(crate) mod ephemeron;
 pub(crate) mod field;
 pub(crate) mod gc;
 pub(crate) mod heap;
+pub(crate) mod knobs;
 pub(crate) mod local;
 pub(crate) mod mutator;
 pub(crate) mod room;

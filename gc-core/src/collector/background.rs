@@ -43,29 +43,37 @@ pub(super) fn give_all_back(state: &State) -> u64 {
 ///
 /// The time starts again with each collection, as in Go. Without such a collection no cell would be
 /// freed that dies because the program drops it and allocates nothing afterwards.
-pub(super) struct Idle {
-    /// The time from the last collection to the next; `None`: idle heaps are not collected.
-    after: Option<Duration>,
+pub(super) struct Idle<'a> {
+    state: &'a State,
     last: Instant,
 }
 
-impl Idle {
-    pub(super) fn new(state: &State) -> Self {
+impl<'a> Idle<'a> {
+    pub(super) fn new(state: &'a State) -> Self {
         Self {
-            after: state.idle_after,
+            state,
             last: Instant::now(),
         }
     }
 
+    /// The time from the last collection to the next; `None`: an idle heap is not collected.
+    fn after(&self) -> Option<Duration> {
+        let after = self.state.idle_after.get();
+        after.filter(|_| !self.state.pace.is_paused())
+    }
+
     /// The time to wait for a request before a collection is due.
     pub(super) fn patience(&self) -> Option<Duration> {
-        self.after
+        self.after()
             .map(|after| after.saturating_sub(self.last.elapsed()))
     }
 
     /// Is a collection due?
     pub(super) fn is_due(&self) -> bool {
-        seam::collects_when_idle() && self.after.is_some_and(|after| self.last.elapsed() >= after)
+        seam::collects_when_idle()
+            && self
+                .after()
+                .is_some_and(|after| self.last.elapsed() >= after)
     }
 
     /// A collection has ended.

@@ -84,5 +84,5 @@ pub(crate) use fork::enrol;
 pub(crate) use pace::Pace;
 pub(crate) use requests::Requests;
 pub(crate) use run::spawn;
-pub(crate) use state::{OldMarks, OverFork, State};
+pub(crate) use state::{IdleAfter, OldMarks, OverFork, State};
 pub(crate) use suspended::hooks;

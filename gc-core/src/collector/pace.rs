@@ -8,7 +8,7 @@
 //! these numbers: whether a mutator *may* mark (see `Mutator::assist`), and whether marking has
 //! ended (a stop decides that).
 
-use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
 use crossbeam_utils::CachePadded;
@@ -45,7 +45,9 @@ pub(crate) struct Pace {
     /// On cache lines of its own, away from the fields that are read at every refill.
     work: CachePadded<Work>,
     /// The soft limit of the heap in bytes; `u64::MAX`: none.
-    memory_limit: u64,
+    memory_limit: AtomicU64,
+    /// The number of guards that pause collections.
+    paused: AtomicU32,
     /// Whether the heap passes the soft limit.
     over_limit: AtomicBool,
     /// The moment that [`now`](Self::now) counts from.
@@ -126,16 +128,17 @@ impl Pace {
             assists: AtomicBool::new(false),
             line: Line::default(),
             work: CachePadded::default(),
-            memory_limit: policy.memory_limit.unwrap_or(u64::MAX),
+            memory_limit: AtomicU64::new(policy.memory_limit.unwrap_or(u64::MAX)),
+            paused: AtomicU32::new(0),
             over_limit: AtomicBool::new(false),
             epoch: Instant::now(),
         };
-        pace.publish();
+        pace.publish(&pace.pacer.lock());
         pace
     }
 
-    fn publish(&self) {
-        let plan = self.pacer.lock().plan();
+    fn publish(&self, pacer: &Pacer) {
+        let plan = pacer.plan();
         self.trigger.store(plan.trigger, Ordering::Relaxed);
         self.goal.store(plan.goal, Ordering::Relaxed);
         self.hard.store(plan.hard(), Ordering::Relaxed);
@@ -176,7 +179,38 @@ impl Pace {
 
     /// The soft limit of the heap in bytes; `u64::MAX`: none.
     pub(crate) fn memory_limit(&self) -> u64 {
+        self.memory_limit.load(Ordering::Relaxed)
+    }
+
+    /// Changes the settings by `change`, and computes the trigger and the goal again. A cycle that
+    /// marks keeps its line. The caller is under `no_preempt`, or its thread is no mutator.
+    pub(crate) fn change_policy(&self, change: impl FnOnce(&mut Policy)) {
+        let mut pacer = self.pacer.lock();
+        let policy = pacer.change_policy(change);
         self.memory_limit
+            .store(policy.memory_limit.unwrap_or(u64::MAX), Ordering::Relaxed);
+        // Under the lock, so that the numbers of one plan do not replace those of a later one.
+        self.publish(&pacer);
+    }
+
+    /// The settings. The caller is under `no_preempt`, or its thread is no mutator.
+    pub(crate) fn policy(&self) -> Policy {
+        self.pacer.lock().policy()
+    }
+
+    /// No collection becomes due until as many calls of [`go_on`](Self::go_on) follow.
+    pub(crate) fn pause(&self) {
+        self.paused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Undoes one [`pause`](Self::pause).
+    pub(crate) fn go_on(&self) {
+        self.paused.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Does no collection become due?
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed) != 0
     }
 
     /// Bytes in use, if the allocation count is `allocated` bytes.
@@ -190,7 +224,7 @@ impl Pace {
     /// Whether a collection is due, and no thread has asked for one yet.
     #[inline]
     pub(crate) fn is_due(&self, used: u64) -> bool {
-        used >= self.trigger() && !self.asked.load(Ordering::Relaxed)
+        used >= self.trigger() && !self.asked.load(Ordering::Relaxed) && !self.is_paused()
     }
 
     /// Asks for a collection. True: the caller is the first.
@@ -352,13 +386,15 @@ impl Pace {
 
     /// A cycle has ended. Returns whether the next may be a young one.
     pub(super) fn ended(&self, cycle: &Cycle) -> bool {
-        let plan = self.pacer.lock().ended(cycle);
+        let mut pacer = self.pacer.lock();
+        let plan = pacer.ended(cycle);
         self.kept
             .store(cycle.live + cycle.allocated_black, Ordering::Relaxed);
         if !cycle.young {
             self.live.store(cycle.live, Ordering::Relaxed);
         }
-        self.publish();
+        self.publish(&pacer);
+        drop(pacer);
         self.asked.store(false, Ordering::Relaxed);
         plan.young
     }

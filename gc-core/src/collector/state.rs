@@ -35,7 +35,7 @@ pub(crate) struct State {
     /// When collections are young ones.
     pub(crate) young: Young,
     /// The time from the last collection to the collection of an idle heap.
-    pub(crate) idle_after: Option<Duration>,
+    pub(crate) idle_after: IdleAfter,
     /// Collections that were made for lack of memory and freed too little.
     pub(crate) vain: gc_preempt::Mutex<Vain>,
     /// The number of threads that mark, if the embedder has set it.
@@ -53,6 +53,29 @@ impl Deref for State {
     #[inline]
     fn deref(&self) -> &Shared {
         &self.shared
+    }
+}
+
+/// The time from the last collection to the collection of an idle heap, in nanoseconds; 0: never.
+/// Relaxed: a thread that changes it wakes the collector's thread through the lock of `Requests`.
+pub(crate) struct IdleAfter(AtomicU64);
+
+impl IdleAfter {
+    pub(crate) fn new(after: Duration) -> Self {
+        let this = Self(AtomicU64::new(0));
+        this.set(after);
+        this
+    }
+
+    pub(crate) fn set(&self, after: Duration) {
+        let nanos = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX);
+        self.0.store(nanos, Ordering::Relaxed);
+    }
+
+    /// `None`: never.
+    pub(super) fn get(&self) -> Option<Duration> {
+        let nanos = self.0.load(Ordering::Relaxed);
+        (nanos != 0).then(|| Duration::from_nanos(nanos))
     }
 }
 

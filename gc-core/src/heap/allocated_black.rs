@@ -173,7 +173,7 @@ mod tests {
         allocated_black.note_range(5, 1);
         assert_eq!(allocated_black.peak_bytes(), 0, "cells are not noted yet");
         allocated_black.begin(true);
-        let bits = Bitmap::new(8).unwrap();
+        let bits = Bitmap::new(8, true).unwrap();
         bits.make_writable(8).unwrap();
         let mut expected = vec![true; 8 * PAGE / GRANULE];
         let fill = |bits: &Bitmap| {

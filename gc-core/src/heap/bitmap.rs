@@ -26,9 +26,11 @@ pub(crate) struct Bitmap {
 }
 
 impl Bitmap {
-    pub(crate) fn new(pages: usize) -> Result<Bitmap, MapError> {
+    pub(crate) fn new(pages: usize, huge_pages: bool) -> Result<Bitmap, MapError> {
         let words = Table::reserve(pages * WORDS_PER_PAGE)?;
-        words.prefer_huge_pages_from(SMALL_PAGES / PAGE * WORDS_PER_PAGE);
+        if huge_pages {
+            words.prefer_huge_pages_from(SMALL_PAGES / PAGE * WORDS_PER_PAGE);
+        }
         Ok(Bitmap { words })
     }
 
@@ -421,7 +423,7 @@ mod tests {
                 (state >> 11) as f64 / (1u64 << 53) as f64
             };
             let set: Vec<bool> = (0..cells).map(|_| random() < density).collect();
-            let bitmap = Bitmap::new(192).unwrap();
+            let bitmap = Bitmap::new(192, true).unwrap();
             bitmap.make_writable(192).unwrap();
             let bits = bitmap.span(64, class);
             for (cell, _) in set.iter().enumerate().filter(|(_, s)| **s) {

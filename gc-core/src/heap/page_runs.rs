@@ -286,6 +286,11 @@ impl PageRuns {
         self.used
     }
 
+    /// Changes the most pages that may be in use. More may be in use already.
+    pub(crate) fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
     /// The number of pages that the limit leaves.
     pub(crate) fn room(&self) -> usize {
         self.limit.saturating_sub(self.used)

@@ -27,11 +27,15 @@ pub(super) struct Range {
 }
 
 impl Range {
-    pub(super) fn new(bytes: usize) -> Result<Range, MapError> {
+    pub(super) fn new(bytes: usize, huge_pages: bool) -> Result<Range, MapError> {
         const ALIGN: usize = CHUNK_PAGES * PAGE;
         let pages = bytes / PAGE;
         let memory = Map::reserve_aligned(bytes, ALIGN)?;
-        memory.prefer_huge_pages_from(0);
+        if huge_pages {
+            memory.prefer_huge_pages_from(0);
+        } else {
+            memory.allow_huge_pages(0, bytes, false);
+        }
         let base = memory.base() as usize;
         Ok(Range {
             memory,
@@ -39,7 +43,10 @@ impl Range {
             page_table: PageTable::new(pages)?,
             records: Records::new(pages)?,
             dirty: Dirty::new(pages)?,
-            bits: [Bitmap::new(pages)?, Bitmap::new(pages)?],
+            bits: [
+                Bitmap::new(pages, huge_pages)?,
+                Bitmap::new(pages, huge_pages)?,
+            ],
             noted_bits: Table::reserve(pages / PAGES_PER_BITMAP_PAGE)?,
             backed: Table::reserve(pages / CHUNK_PAGES)?,
         })

@@ -15,7 +15,7 @@ mod sweep;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 use gc_preempt::Mutex;
@@ -55,6 +55,8 @@ pub struct SpaceConfig {
     /// Bytes of the range that the system backs from the start, with their tables, and never gets
     /// back.
     pub pre_touch: u64,
+    /// Whether the system may back cells and their bits by huge pages.
+    pub huge_pages: bool,
 }
 
 impl Default for SpaceConfig {
@@ -66,6 +68,7 @@ impl Default for SpaceConfig {
             past_the_end: false,
             collect_every: None,
             pre_touch: 0,
+            huge_pages: true,
         }
     }
 }
@@ -155,7 +158,11 @@ pub struct Space {
     encodings: [Encoding; MAX_ENCODINGS],
     encoding_count: usize,
     pub(crate) collect_every: Option<u64>,
-    hard_limit: Option<u64>,
+    /// Bytes that spans and large objects may take; `u64::MAX`: any number. Relaxed: the copy in
+    /// `page_runs` decides, under its lock; this one serves messages and hints.
+    hard_limit: AtomicU64,
+    /// Whether the system may back cells and their bits by huge pages.
+    huge_pages: bool,
 }
 
 /// Bytes of a new heap that can be written, and the least step by which this part grows. About as
@@ -210,7 +217,7 @@ impl Space {
         let mut encodings = [Encoding::RAW; MAX_ENCODINGS];
         encodings[..config.conservative.len()].copy_from_slice(&config.conservative);
         let bytes = config.reserve.next_multiple_of(CHUNK);
-        let range = Range::new(bytes as usize)?;
+        let range = Range::new(bytes as usize, config.huge_pages)?;
         let most_kinds = kinds_for(bytes);
         let limit = config
             .hard_limit
@@ -255,7 +262,8 @@ impl Space {
             encodings,
             encoding_count: config.conservative.len().max(1),
             collect_every: config.collect_every,
-            hard_limit: config.hard_limit,
+            hard_limit: AtomicU64::new(config.hard_limit.unwrap_or(u64::MAX)),
+            huge_pages: config.huge_pages,
         })
     }
 
@@ -290,7 +298,7 @@ impl Space {
 
     /// Whether more than half of the hard limit is in use. Takes the heap's lock.
     pub(crate) fn is_short(&self) -> bool {
-        self.hard_limit
+        self.hard_limit()
             .is_some_and(|limit| self.used_bytes() > limit / 2)
     }
 
@@ -333,9 +341,19 @@ impl Space {
         ]
     }
 
-    /// The hard limit that the heap was built with.
+    /// The hard limit.
     pub fn hard_limit(&self) -> Option<u64> {
+        let limit = self.hard_limit.load(Ordering::Relaxed);
+        (limit != u64::MAX).then_some(limit)
+    }
+
+    /// Changes the hard limit. Cells beyond a lower limit stay; no page is taken until the heap is
+    /// below it again. The caller is under `no_preempt`, or its thread is no mutator.
+    pub(crate) fn set_hard_limit(&self, limit: Option<u64>) {
+        let mut page_runs = self.page_runs.lock();
+        page_runs.set_limit(limit.map_or(usize::MAX, |limit| limit as usize / PAGE));
         self.hard_limit
+            .store(limit.unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// The encodings that a conservative word is decoded by.

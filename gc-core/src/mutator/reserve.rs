@@ -96,6 +96,7 @@ impl Memory {
                 past_the_end,
                 collect_every: config.collect_every,
                 pre_touch: config.pre_touch,
+                huge_pages: config.uses_huge_pages(),
             };
             let memory = Memory::new(config, space).and_then(|memory| {
                 // A program that has not said how many addresses its cells take needs some for

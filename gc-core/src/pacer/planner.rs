@@ -63,6 +63,8 @@ pub(crate) struct Pacer {
     /// Bytes that mutators allocate from the trigger to the snapshot.
     pub(super) lag: f64,
     plan: Plan,
+    /// What the plan was made of: the last cycle, and the arguments of `plan_after` beside it.
+    last: (Cycle, f64, u64),
 }
 
 impl Pacer {
@@ -84,6 +86,7 @@ impl Pacer {
             ratio: None,
             lag: 0.0,
             plan: Plan::default(),
+            last: (Cycle::default(), 0.0, LEAST_GROWTH),
         };
         pacer.plan = pacer.plan_after(&Cycle::default(), 0.0, LEAST_GROWTH);
         // No cell has been marked yet.
@@ -140,12 +143,35 @@ impl Pacer {
         if !cycle.young {
             (self.live, self.marked, self.allocated) = (cycle.live, cycle.marked, 0);
         }
+        self.last = (*cycle, growing, breath);
         self.plan = if cycle.young {
             self.plan_within(cycle)
         } else {
             self.plan_after(cycle, growing, breath)
         };
         self.plan
+    }
+
+    /// The embedder's settings.
+    pub(crate) fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// Changes the settings by `change`, and makes the plan again from the last cycle. Returns the
+    /// new settings.
+    pub(crate) fn change_policy(&mut self, change: impl FnOnce(&mut Policy)) -> Policy {
+        change(&mut self.policy);
+        let (cycle, growing, breath) = self.last;
+        // On a copy, so that no counter of cycles counts the last one twice.
+        let mut again = self.clone();
+        let plan = again.plan_after(&cycle, growing, breath);
+        self.pressed = again.pressed;
+        self.generation.room = again.generation.room;
+        self.plan = Plan {
+            young: self.plan.young,
+            ..plan
+        };
+        self.policy
     }
 
     /// Takes from a cycle how fast mutators allocate beside the collector.

@@ -29,7 +29,7 @@ impl Space {
     /// Reasons that no collection changes.
     pub(crate) fn large_pages(&self, kind: KindId, bytes: usize) -> Result<usize, AllocError> {
         let pages = self.sites.room(bytes).div_ceil(PAGE).max(1);
-        if let Some(limit) = self.hard_limit
+        if let Some(limit) = self.hard_limit()
             && pages > limit as usize / PAGE
             && seam::refuses_at_once()
         {

@@ -39,7 +39,7 @@ impl Space {
         };
         let room = (room / PAGE as u64) as usize;
         let limit = self
-            .hard_limit
+            .hard_limit()
             .map_or(room, |limit| room.min(limit as usize / PAGE));
         let chunks = (used / PART / CHUNK_PAGES).clamp(1, MOST);
         let target = top + (chunks * CHUNK_PAGES).min(limit.saturating_sub(used));

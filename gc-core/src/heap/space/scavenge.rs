@@ -135,7 +135,7 @@ impl Space {
     /// Outside of stops, by the scavenger: asks for huge pages again in all chunks that gave them
     /// up, if the heap is about as full as it ever was.
     pub(crate) fn use_huge_pages_again(&self) {
-        if !self.has_scavenged.load(Ordering::Relaxed) {
+        if !self.huge_pages || !self.has_scavenged.load(Ordering::Relaxed) {
             return;
         }
         let (used, top) = {
