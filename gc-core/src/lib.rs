@@ -276,6 +276,7 @@ pub use api::knobs::PausedCollections;
 pub use api::local::{Local, Scope};
 pub use api::mutator::Mutator;
 pub use api::slice::{Slice, Values};
+pub use api::text::{Buffer, Str};
 pub use api::trace::{Leaf, Trace};
 pub use api::typed_root::Root;
 pub use api::value::{Dynamic, ValueField};

@@ -252,3 +252,43 @@ fn elements_of_any_alignment() {
         assert!(s.alloc_slice::<u64>(usize::MAX / 4).is_err());
     });
 }
+
+/// Strings and bytes are built in place; a buffer changes under several threads.
+#[test]
+fn strings_and_buffers() {
+    let heap = Heap::builder()
+        .reserve(1 << 30)
+        .verify(true)
+        .build()
+        .unwrap();
+    let mutator = heap.attach().unwrap();
+    mutator.with_scope(|s| {
+        let (empty, text) = (s.alloc_str("").unwrap(), s.alloc_str("äöü").unwrap());
+        let both = s.alloc_concat(&[&text, "-", &empty, &text]).unwrap();
+        // The closure may allocate and collect.
+        let bytes = s
+            .alloc_bytes_with(1000, |bytes| {
+                bytes.fill(1);
+                mutator.collect();
+                s.alloc_bytes(&[9; 1000]).unwrap();
+                bytes[500..].fill(2);
+            })
+            .unwrap();
+        mutator.collect();
+        assert_eq!((&**empty, &**both), ("", "äöü-äöü"));
+        assert_eq!(format!("{text} {text:?}"), "äöü \"äöü\"");
+        assert!(bytes[..500] == [1; 500] && bytes[500..] == [2; 500]);
+        let buffer = heap.root(&s.alloc_buffer(6).unwrap());
+        std::thread::scope(|threads| {
+            for (at, part) in [(0, b"abc"), (3, b"def")] {
+                let buffer = &buffer;
+                threads.spawn(move || buffer.write_at(at, part));
+            }
+        });
+        let mut all = [0; 6];
+        buffer.read_at(0, &mut all);
+        assert_eq!(&all, b"abcdef");
+        let beyond = || buffer.write_at(4, b"ghi");
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(beyond)).is_err());
+    });
+}

@@ -185,7 +185,7 @@ impl Shape for OfEdges {
     }
 }
 
-struct OfBytes;
+pub(crate) struct OfBytes;
 impl Shape for OfBytes {
     fn kind() -> Kind {
         Kind::leaf("bytes")

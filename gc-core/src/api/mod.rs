@@ -20,6 +20,7 @@ pub(crate) mod room;
 pub(crate) mod root;
 pub(crate) mod slice;
 pub(crate) mod stack;
+pub(crate) mod text;
 pub(crate) mod trace;
 pub(crate) mod typed_root;
 pub(crate) mod value;
