@@ -182,6 +182,7 @@ extern "C" fn injected_stop(frame: *const InjectedFrame, image: usize) {
             pc: saved.pc,
             flags: saved.flags,
         };
+        let interrupted = saved.pc;
         let vectors = image..core::ptr::from_ref(saved) as usize;
         let number = record.injected.load(Ordering::Relaxed);
         if number != 0 {
@@ -207,19 +208,21 @@ extern "C" fn injected_stop(frame: *const InjectedFrame, image: usize) {
             // SAFETY: own thread; the interrupted code is managed, where the owner allows the hook.
             unsafe { record.stop_hook.run() };
         }
-        run_preempt_hook();
+        run_preempt_hook(interrupted);
     }
     // A hook may have gone on on another thread: its errno is set, by value.
     drop(kept);
 }
 
-/// Runs the preempt hook, if the thread is to be preempted.
-fn run_preempt_hook() {
+/// Runs the preempt hook, if the thread is to be preempted. `pc` is the interrupted instruction.
+fn run_preempt_hook(pc: usize) {
     // Looked up here: the stop hook may have gone on on another thread.
     if let Some(record) = registry::current()
         && wants_preemption(record)
     {
         record.preempt_wanted.store(false, Ordering::SeqCst);
+        // Relaxed: this thread's own.
+        record.preempted_at.store(pc, Ordering::Relaxed);
         // SAFETY: as for the stop hook.
         unsafe { record.preempt_hook.run() };
     }

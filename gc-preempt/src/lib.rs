@@ -163,7 +163,9 @@ pub use here::{blocking_here, no_preempt_here};
 pub use lock_order::forget_held_locks;
 pub use members::{ForkHooks, MutatorHooks, StackHooks, World};
 pub use mutator::{InNoPreempt, Mutator, StopHook};
-pub use preempt::{PreemptHook, Preempter, preempt_wanted_here, take_preempt_request_here};
+pub use preempt::{
+    PreemptHook, Preempter, preempt_wanted_here, preempted_at_here, take_preempt_request_here,
+};
 pub use registry::{MutatorId, in_no_preempt_here, is_asked_to_stop_here};
 pub use stack::Stack;
 pub use stack_memory::{StackMemory, StackPool};

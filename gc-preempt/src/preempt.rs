@@ -184,6 +184,15 @@ pub fn take_preempt_request_here() -> bool {
     })
 }
 
+/// The instruction at which the running thread was preempted last. For a [`PreemptHook`] that may
+/// switch stacks at some instructions only: it reads this first, since the next preemption of the
+/// thread changes it. `None` before the first preemption.
+pub fn preempted_at_here() -> Option<usize> {
+    // Relaxed: the thread's own.
+    let pc = registry::current()?.preempted_at.load(Ordering::Relaxed);
+    (pc != 0).then_some(pc)
+}
+
 /// What tests may break here.
 mod seam {
     use crate::faults::Fault;

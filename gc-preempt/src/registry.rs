@@ -60,6 +60,8 @@ pub(crate) struct Record {
     pub preempt_hook: Hook,
     /// A request to preempt the thread has been made, and has not been served yet.
     pub preempt_wanted: AtomicBool,
+    /// The instruction at which the thread was preempted last, or 0. The thread's own.
+    pub preempted_at: AtomicUsize,
     /// How many threads have had this record before. Changes under the registry lock.
     pub generation: AtomicU64,
     /// May a signal stop the thread for the stop that asks now? Written by the stopper before it
@@ -121,6 +123,7 @@ impl Record {
             stop_hook: Hook::new(),
             preempt_hook: Hook::new(),
             preempt_wanted: AtomicBool::new(false),
+            preempted_at: AtomicUsize::new(0),
             generation: AtomicU64::new(0),
             by_signal: AtomicBool::new(true),
             inject: AtomicU32::new(0),
@@ -328,6 +331,7 @@ impl RegistryGuard {
         record.stop_hook.unset();
         record.preempt_hook.unset();
         record.preempt_wanted.store(false, Ordering::Relaxed);
+        record.preempted_at.store(0, Ordering::Relaxed);
         record.inject.store(0, Ordering::Relaxed);
         record.worlds.store(0, Ordering::Relaxed);
         record.walked.store(0, Ordering::Relaxed);

@@ -410,6 +410,7 @@ const GC_TEST_HARNESS: Floors = &[
         "lox/lookups.rs",
         "lox/proto.rs",
         "lox/greens.rs",
+        "lox/points.rs",
     ],
     &[
         "lox/compiler.rs",

@@ -21,7 +21,9 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cranelift_codegen::ir::{self, AbiParam, FuncRef, Signature, SourceLoc, Type, UserStackMap};
+use cranelift_codegen::ir::{
+    self, AbiParam, FuncRef, InstBuilder, Signature, SourceLoc, Type, UserStackMap,
+};
 use cranelift_codegen::isa::{CallConv, OwnedTargetIsa, TargetIsa, unwind::UnwindInst};
 use cranelift_codegen::settings::{self, Configurable};
 use cranelift_codegen::{CompiledCode, Context, FinalizedRelocTarget};
@@ -215,6 +217,9 @@ pub struct Code {
     /// The ranges marked by [`Body::mark`], as offsets from the function's start: from the first
     /// instruction with a mark to the end of the last one.
     pub marks: Vec<Range<u32>>,
+    /// The points made by [`Body::point`], as offsets from the function's start. A point is lost if
+    /// its block has become part of another one.
+    pub points: Vec<u32>,
     /// What an exact scan of its interrupted frame needs, if [`Arena::keep_places`] was called.
     pub exact: Option<Arc<ExactFrame>>,
     memory: Arc<CodeMemory>,
@@ -318,6 +323,16 @@ impl Body<'_, '_> {
         self.builder.set_srcloc(place);
     }
 
+    /// Makes a point: a place that is no instruction, and that no access of memory crosses. See
+    /// [`Code::points`].
+    pub fn point(&mut self) {
+        let point = self.builder.ins().sequence_point();
+        self.builder
+            .func
+            .debug_tags
+            .set(point, [ir::DebugTag::User(0)]);
+    }
+
     /// Declares a value as a reference: it is in the stack maps of the calls that it lives across,
     /// and with [`Arena::keep_places`] in the table of places.
     pub fn reference(&mut self, value: ir::Value) {
@@ -342,6 +357,7 @@ struct Unfinished {
     facts: Function,
     listing: Option<String>,
     marks: Vec<Range<u32>>,
+    points: Vec<u32>,
     exact: Option<Arc<ExactFrame>>,
 }
 
@@ -491,6 +507,9 @@ impl Arena {
         let facts = compiled.and_then(|compiled| facts_of(compiled, &self.context.func));
         let listing = compiled.and_then(|compiled| compiled.vcode.clone());
         let marks = compiled.map(marks_of).unwrap_or_default();
+        let points = compiled.map_or_else(Vec::new, |code| {
+            code.buffer.debug_tags().map(|tags| tags.offset).collect()
+        });
         let exact = compiled
             .zip(facts.as_ref())
             .filter(|_| self.keeps_places)
@@ -511,6 +530,7 @@ impl Arena {
             facts,
             listing,
             marks,
+            points,
             exact: exact.map(Arc::new),
         });
         Ok(result)
@@ -544,6 +564,7 @@ impl Arena {
                 name: function.name,
                 listing: function.listing,
                 marks: function.marks,
+                points: function.points,
                 exact: function.exact,
                 memory: Arc::clone(&self.memory),
             })

@@ -6,7 +6,8 @@
 //!
 //! # Whose traps
 //!
-//! A trap is ours if the kernel says that it is a trace trap, and the running thread has a hook.
+//! A trap is ours if the kernel says that it is a trace trap, and the running thread has a hook, or
+//! had one: a call that was injected while it stepped restores the flag when it returns.
 //! Any other SIGTRAP (a breakpoint, `kill`, the flag that other code has set) goes to the
 //! handler that was there before, or has the effect that it would have had. A debugger sees all
 //! traps before the process does, and takes ours for its own: this is why the talk calls stepping a
@@ -39,6 +40,8 @@ pub trait OnTrap {
 
 thread_local! {
     static HOOK: Cell<Option<NonNull<dyn OnTrap>>> = const { Cell::new(None) };
+    /// Whether the thread was stepped by a signal handler.
+    static STEPPED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// The action that was installed before ours.
@@ -77,6 +80,7 @@ pub fn is_stepping() -> bool {
 /// code uses it meanwhile, and the running thread is not being stepped. [`install`] was called.
 pub unsafe fn step_from(ucontext: *mut c_void, hook: NonNull<dyn OnTrap>) {
     HOOK.set(Some(hook));
+    STEPPED.set(true);
     // SAFETY: the contract.
     unsafe { *flags(ucontext) |= TRAP_FLAG };
 }
@@ -96,6 +100,13 @@ extern "C" fn on_trap(signal: c_int, info: *mut libc::siginfo_t, ucontext: *mut 
     let is_trace = unsafe { (*info).si_code } == TRAP_TRACE;
     let hook = HOOK.get().filter(|_| is_trace);
     let Some(mut hook) = hook else {
+        if is_trace && STEPPED.get() {
+            // A frame that was saved while the thread stepped has been restored after the last
+            // step.
+            // SAFETY: the running handler's argument.
+            unsafe { *flags(ucontext) &= !TRAP_FLAG };
+            return;
+        }
         return pass_on(signal, info, ucontext);
     };
     // SAFETY: `step_from` has the contract that the hook lives, and that no other code uses it.

@@ -3,7 +3,7 @@
 
 use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::Instant;
 
 use gc_core::coroutine::{Stack, StackPool};
@@ -57,6 +57,8 @@ pub(super) struct Greens {
     pub(super) failed: bool,
     /// How often a green thread was suspended because its slice was over.
     pub(super) preemptions: u64,
+    /// Number of resumes of green threads and of their ends, so odd while one runs.
+    pub(super) switches: Arc<AtomicU64>,
     pub(super) pool: StackPool,
     /// The first slot of the running green thread, for the root callback.
     pub(super) first: Arc<AtomicUsize>,

@@ -40,6 +40,7 @@ use super::cells::{LoxHeap, OutOfMemory};
 use super::greens::Greens;
 use super::lookups::Lookups;
 use super::object::*;
+use super::points::Points;
 use super::proto::{Cache, Entry, Proto};
 use super::value::{Value, write_number};
 use gc_core::Mutator;
@@ -78,7 +79,8 @@ pub struct Vm {
     pub resume_height: u32,
     /// Calls and loop iterations until dead native stack is cleared again (see [`super::clear`]).
     pub until_cleared: u32,
-    /// Not 0 if the green thread that runs is to let others run. Another thread sets it.
+    /// Not 0 if the green thread that runs is to let others run. Another thread sets it, and the
+    /// interpreter looks at it.
     pub preempt: AtomicU32,
     /// The last id that was assigned.
     pub(super) last_id: u32,
@@ -86,8 +88,10 @@ pub struct Vm {
     pub roots: Roots,
     /// The JIT's functions that the interpreter and compiled code call.
     pub hooks: Hooks,
-    /// Whether compiled code reads [`Vm::preempt`]: the isolate has green threads.
-    pub polls: bool,
+    /// Whether compiled code gets points: the isolate has green threads.
+    pub has_points: bool,
+    /// The points of compiled code.
+    pub points: Points,
     /// The heap's kinds and sites.
     pub lox: LoxHeap,
     /// The program, with the names of globals and properties.
@@ -202,8 +206,6 @@ pub const VM_RUNS: i32 = offset_of!(Vm, runs) as i32;
 pub const VM_FRAME_COUNT: i32 = offset_of!(Vm, frame_count) as i32;
 /// Byte offset of [`Vm::until_cleared`].
 pub const VM_UNTIL_CLEARED: i32 = offset_of!(Vm, until_cleared) as i32;
-/// Byte offset of [`Vm::preempt`].
-pub const VM_PREEMPT: i32 = offset_of!(Vm, preempt) as i32;
 /// Byte offset of [`Vm::resume_at`].
 pub const VM_RESUME_AT: i32 = offset_of!(Vm, resume_at) as i32;
 /// Byte offset of [`Vm::resume_height`].

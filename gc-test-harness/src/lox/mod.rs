@@ -22,6 +22,7 @@ pub mod listing;
 mod lookups;
 mod make;
 pub mod object;
+pub mod points;
 pub mod proto;
 pub mod run;
 pub mod runtime;

@@ -6,6 +6,7 @@ use super::clear;
 use super::interpreter::{interpret, interpret_cleared};
 use super::isolate::{FRAMES_MAX, Hooks, Memory, Output, PASSED_MAX, Roots, Vm};
 use super::lookups::Lookups;
+use super::points::Points;
 use super::proto::{Cache, Proto};
 use super::runtime;
 use super::value::Value;
@@ -70,7 +71,8 @@ impl Vm {
                 missed: None,
                 data: std::ptr::null_mut(),
             },
-            polls: false,
+            has_points: false,
+            points: Points::default(),
             lox: lox.clone(),
             program,
             protos: Vec::new(),

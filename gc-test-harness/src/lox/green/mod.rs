@@ -12,17 +12,16 @@
 //! [`Vm::stack_limit`], and those of the others by their root ranges.
 //!
 //! # Where a green thread is suspended
-//! In the natives that wait, and where it is preempted: at back-edges and at the beginning of
-//! activations, which read [`Vm::preempt`]. A monitor thread sets this flag when a green thread has
-//! run for a slice. So a green thread is suspended between two instructions of bytecode, never in
-//! the middle of one: between the check of an instance's shape and the access of its slot no other
-//! green thread runs that could add a field. The call of [`poll`] is also what makes compiled code
-//! load globals and fields again after it.
-//!
-//! An isolate without green threads has no poll in its compiled code.
+//! In the natives that wait, and where it is preempted. A monitor thread asks for that when a green
+//! thread has run for a slice. The interpreter looks at [`Vm::preempt`] at back-edges and at the
+//! beginning of activations. Compiled code looks at nothing: signals lead it to the next point, at
+//! a loop's head or a function's beginning (`preemption.rs`). So a green thread is suspended between
+//! two instructions of bytecode, never in the middle of one: between the check of an instance's
+//! shape and the access of its slot no other green thread runs that could add a field.
 
 mod monitor;
 mod natives;
+mod preemption;
 mod threads;
 
 use std::collections::{BinaryHeap, VecDeque};
@@ -36,8 +35,9 @@ use super::cells::BOXED;
 use super::greens::{Greens, Id};
 use super::isolate::{NATIVES, Vm};
 use super::value::Value;
-use monitor::Monitor;
+use monitor::{Asks, Monitor};
 pub use natives::GREEN_NATIVES;
+use preemption::Preemption;
 pub use threads::poll;
 use threads::{greens, spawn, switch, wake_sleepers};
 
@@ -95,11 +95,12 @@ impl Vm {
             current: 0,
             failed: false,
             preemptions: 0,
+            switches: Arc::default(),
             pool: StackPool::new(NATIVE_STACK),
             first,
             _running: running.map_err(|e| e.to_string())?,
         }));
-        self.polls = true;
+        self.has_points = true;
         self.make_green_natives(NATIVES.len())
             .map_err(|_| "Out of memory.".to_string())
     }
@@ -139,7 +140,14 @@ impl Vm {
 unsafe fn schedule(vm: *mut Vm, slice: Duration) -> bool {
     // SAFETY: the isolate outlives the monitor, which is dropped at the end of this function.
     unsafe {
-        let monitor = match Monitor::start(&raw const (*vm).preempt, slice) {
+        let preemption = Preemption::begin(vm);
+        let asks = Asks {
+            flag: &raw const (*vm).preempt,
+            preempter: preemption.preempter(),
+            thread: libc::gettid(),
+            switches: greens(vm).switches.clone(),
+        };
+        let _monitor = match Monitor::start(asks, slice) {
             Ok(monitor) => monitor,
             Err(error) => return !(*vm).fail(&error).is_error(),
         };
@@ -149,7 +157,7 @@ unsafe fn schedule(vm: *mut Vm, slice: Duration) -> bool {
                     .fail("All green threads are waiting: deadlock.")
                     .is_error();
             };
-            let resumed = switch(vm, id, &monitor);
+            let resumed = switch(vm, id);
             if greens(vm).failed {
                 return false;
             }

@@ -11,7 +11,6 @@ use super::super::clear;
 use super::super::greens::{Green, Greens, Id};
 use super::super::isolate::{FRAMES_MAX, Vm};
 use super::super::value::Value;
-use super::monitor::Monitor;
 
 /// Slots of a green thread's value stack, as many as of an isolate's own. Pages that are never
 /// touched take no memory.
@@ -124,16 +123,17 @@ pub(super) fn wake_sleepers(greens: &mut Greens) {
 ///
 /// # Safety
 /// As [`greens`].
-pub(super) unsafe fn switch(vm: *mut Vm, id: Id, monitor: &Monitor) -> Resumed {
+pub(super) unsafe fn switch(vm: *mut Vm, id: Id) -> Resumed {
     // SAFETY: the promise. A green thread's memory lives as long as the isolate.
     unsafe {
         let green = greens(vm).all[id as usize - 1];
         let first = (*green).slot(FIRST) as usize;
         greens(vm).current = id;
-        monitor.switched();
-        // Relaxed, here and below: this thread alone reads the flag, and the collector reads limits
+        // Relaxed, here and below: the count is a hint for the monitor, and the collector reads limits
         // in a stop, which does not come inside `no_preempt`.
+        greens(vm).switches.fetch_add(1, Ordering::Relaxed);
         (*vm).preempt.store(0, Ordering::Relaxed);
+        gc_preempt::take_preempt_request_here();
         (*vm).mutator.no_preempt(|| {
             (*vm).stack_end = (*green).slot(SLOTS) as usize;
             (*vm).frame_count = (*green).frame_count;
@@ -144,6 +144,7 @@ pub(super) unsafe fn switch(vm: *mut Vm, id: Id, monitor: &Monitor) -> Resumed {
             greens(vm).first.store(first, Ordering::Relaxed);
         });
         let resumed = (*vm).mutator.resume(&(*green).stack);
+        greens(vm).switches.fetch_add(1, Ordering::Relaxed);
         (*vm).mutator.no_preempt(|| {
             let finished = matches!(resumed, Ok(Resumed::Finished));
             let limit = (*vm).stack_limit.load(Ordering::Relaxed);
@@ -197,6 +198,7 @@ pub unsafe extern "C" fn poll(vm: *mut Vm) {
     // SAFETY: the promise. Relaxed: a flag alone; the monitor sets it again after another slice.
     unsafe {
         (*vm).preempt.store(0, Ordering::Relaxed);
+        gc_preempt::take_preempt_request_here();
         if let_others_run(vm) {
             greens(vm).preemptions += 1;
         }

@@ -20,8 +20,8 @@ use super::passing::{self, plain};
 use super::stubs::FAST_FIXED;
 use super::translator::{Operand, Translator};
 use crate::lox::isolate::{
-    FRAMES_MAX, VM_FRAME_COUNT, VM_OPEN_UPVALUES, VM_PREEMPT, VM_RESUME_AT, VM_RESUME_HEIGHT,
-    VM_STACK_END, VM_STACK_LIMIT,
+    FRAMES_MAX, VM_FRAME_COUNT, VM_OPEN_UPVALUES, VM_RESUME_AT, VM_RESUME_HEIGHT, VM_STACK_END,
+    VM_STACK_LIMIT,
 };
 use crate::lox::value::{REFERENCE, Value};
 
@@ -65,7 +65,6 @@ impl Translator<'_, '_, '_, '_> {
             };
             self.push(Operand::boxed(kind, value));
         }
-        self.poll();
         let (block, args) = self.edge(0);
         self.b().ins().jump(block, &args);
 
@@ -104,22 +103,6 @@ impl Translator<'_, '_, '_, '_> {
         }
         self.store(limit, vm, VM_STACK_LIMIT);
         self.base = Some(base);
-    }
-
-    /// In an isolate with green threads: lets others run if the slice of this one is over.
-    pub(super) fn poll(&mut self) {
-        // SAFETY: the isolate outlives its code's translation.
-        if !unsafe { (*self.unit.vm).polls } {
-            return;
-        }
-        let vm = self.vm;
-        let asked = self.b().ins().load(types::I32, plain(), vm, VM_PREEMPT);
-        let (poll, next) = (self.cold_block(), self.b().create_block());
-        self.b().ins().brif(asked, poll, &[], next, &[]);
-        self.b().switch_to_block(poll);
-        self.run_helper(Helper::Poll, &[]);
-        self.b().ins().jump(next, &[]);
-        self.b().switch_to_block(next);
     }
 
     /// Begins at a loop's head that the interpreter has reached. The interpreter's window stays the

@@ -10,7 +10,6 @@ use cranelift_module::FuncId;
 use super::sites;
 use crate::kernels::codegen::{Arena, CodegenError};
 use crate::lox::clear;
-use crate::lox::green;
 use crate::lox::runtime;
 
 /// The native functions.
@@ -32,8 +31,6 @@ pub(super) enum Helper {
     Inherit,
     Method,
     Print,
-    /// Lets other green threads run.
-    Poll,
     NewInstance,
     /// The heap's barrier. Its first argument is the mutator's context, not the isolate.
     Store,
@@ -57,7 +54,7 @@ fn cleared(cleared: *const u8, plain: *const u8) -> *const u8 {
     }
 }
 
-fn table() -> [Row; 23] {
+fn table() -> [Row; 22] {
     use types::{I32, I64};
     [
         (
@@ -139,7 +136,6 @@ fn table() -> [Row; 23] {
             true,
         ),
         ("print", runtime::print as *const u8, &[I64], false),
-        ("poll", green::poll as *const u8, &[], false),
         (
             "new_instance",
             cleared(

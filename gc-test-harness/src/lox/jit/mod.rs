@@ -629,6 +629,12 @@ impl Jit {
         // instructions that do not wait.
         let guard = unsafe { heap.register_code(spec) }.map_err(refused)?;
         self.guards.push(guard);
+        let points = code
+            .points
+            .iter()
+            .map(|&at| code.range().start + at as usize);
+        // SAFETY: the isolate waits.
+        unsafe { (*vm).points.add(code.range(), points.collect()) };
         if let Some(kept) = &mut self.kept {
             kept.push(code.clone());
         }

@@ -8,7 +8,8 @@
 //! A captured slot that is popped is set to nil, because the window is a root for the whole
 //! activation.
 //!
-//! A loop's back-edge is only a jump, unless the isolate has green threads ([`Translator::poll`]).
+//! A loop's back-edge is only a jump. In an isolate with green threads a loop's head and a
+//! function's first block begin with a point ([`points`](crate::lox::points)).
 
 use cranelift_codegen::ir::{self, BlockArg, InstBuilder, types};
 
@@ -30,11 +31,15 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
         } else {
             translator.enter_function(&params);
         }
+        let heads = unit.heads();
         for start in 0..unit.function.code.len() {
             if unit.analysis.entry[start].is_none() {
                 continue;
             }
             translator.begin_block(start);
+            if heads.contains(&start) {
+                translator.body.point();
+            }
             if unit.region.contains(&start) {
                 translator.block(start);
             } else {
@@ -206,11 +211,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
                 let value = self.boxed(&value);
                 self.run_helper(Helper::Print, &[value]);
             }
-            Op::Jump => self.jump(c),
-            Op::Loop => {
-                self.poll();
-                self.jump(c);
-            }
+            Op::Jump | Op::Loop => self.jump(c),
             Op::JumpIfFalse | Op::JumpIfTrue | Op::PopJumpIfFalse => self.jump_if(instruction),
             Op::Call => self.call_value(instruction),
             Op::Invoke => self.invoke(instruction),

@@ -37,7 +37,7 @@ use super::passing::plain;
 use super::sites::Sites;
 use super::stubs::Stubs;
 use crate::kernels::codegen::Body;
-use crate::lox::bytecode::Function;
+use crate::lox::bytecode::{Function, Op};
 use crate::lox::isolate::Vm;
 use crate::lox::object::{CLOSURE_UPVALUES, UPVALUE_LOCATION};
 use crate::lox::proto::Proto;
@@ -64,6 +64,19 @@ pub(super) struct Unit<'a> {
     pub(super) shadow: Option<&'a Shadow>,
     /// Whether the translation has needed a value that the analysis takes for dead.
     pub(super) contradicted: Cell<bool>,
+}
+
+impl Unit<'_> {
+    /// The instructions before which compiled code has a point: heads of loops, and the first one.
+    pub(super) fn heads(&self) -> HashSet<usize> {
+        // SAFETY: the isolate waits for its code.
+        if !unsafe { (*self.vm).has_points } {
+            return HashSet::new();
+        }
+        let code = self.function.code.iter();
+        let loops = code.filter(|i| i.op == Op::Loop).map(|i| i.c as usize);
+        loops.chain([0]).collect()
+    }
 }
 
 /// The type of a slot, and the machine values that hold it. There may be several, which are equal,
