@@ -2,6 +2,7 @@
 //! stress, preemption of loops without calls, and errors.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use gc_preempt::StrictAllocator;
@@ -56,7 +57,9 @@ fn programs(config: &RunConfig) -> Vec<Outcome> {
         assert_eq!(text(&outcome.stdout), expected, "{name} {config:?}");
         outcome
     };
-    ["server", "ring", "flags", "shapes"].map(run).into()
+    ["server", "ring", "flags", "shapes", "counts"]
+        .map(run)
+        .into()
 }
 
 #[test]
@@ -85,6 +88,28 @@ fn programs_print_the_same_whatever_stops_and_collections_do() {
             ..tier
         });
     }
+}
+
+/// Compiled code is suspended at points only. With `suspended-anywhere` planted it is suspended
+/// wherever a signal finds it, and what other green threads have counted meanwhile is lost.
+#[test]
+fn h126_no_green_thread_is_suspended_in_the_middle_of_an_access() {
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/green/counts.lox");
+    let run = |fault: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_gclab"))
+            .args(["run", "--green", "--slice", "1", "--jit-after", "1"])
+            .arg(&program)
+            .env("URGE_FAULT", fault)
+            .output()
+            .expect("gclab was built for this test");
+        text(&output.stdout)
+    };
+    assert_eq!(run(""), "true\n");
+    assert_eq!(
+        run("suspended-anywhere"),
+        "false\n",
+        "the cure is not needed?"
+    );
 }
 
 /// A collection after each allocation; freed cells are filled with a pattern, and each collection

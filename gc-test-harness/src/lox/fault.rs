@@ -16,5 +16,6 @@ gc_preempt::faults! {
         StaleCapturedSlots = "stale-captured-slots",
         CachedStackTop = "cached-stack-top",
         StaleInterpreted = "stale-interpreted",
+        SuspendedAnywhere = "suspended-anywhere",
     }
 }

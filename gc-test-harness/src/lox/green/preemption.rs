@@ -24,6 +24,7 @@ use super::super::isolate::Vm;
 use super::threads::poll;
 use crate::kernels::interruption::Interruption;
 use crate::kernels::single_step::{self, OnTrap};
+use crate::lox::fault::Fault;
 
 /// The most instructions that are stepped for one signal.
 const STEPS: u32 = 4000;
@@ -112,7 +113,8 @@ unsafe extern "C" fn hook(data: *mut ()) {
     // SAFETY: `Preemption` has set the hook for this thread's isolate.
     unsafe {
         let pc = gc_preempt::preempted_at_here();
-        if pc.and_then(|pc| at((*stepper).vm, pc)) == Some(true) {
+        let is_point = pc.and_then(|pc| at((*stepper).vm, pc)) == Some(true);
+        if is_point || Fault::SuspendedAnywhere.planted() {
             poll((*stepper).vm);
         } else {
             (*stepper).preempter.preempt();
