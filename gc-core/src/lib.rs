@@ -89,7 +89,7 @@
 //! A cell has no header. The page table gives its size and its [`Kind`](crate::raw::Kind): a leaf,
 //! edges at fixed words, an array of edges from some word on, edges that a function reports, words
 //! that are treated conservatively, weak words, or ephemerons. So an object of two pointers takes
-//! 16 bytes. The derive describes a struct as a leaf or by fixed words. [`Array`], [`Bytes`],
+//! 16 bytes. The derive describes a struct as a leaf or by fixed words. [`Array`], [`Slice`], [`Bytes`],
 //! [`Weak`], [`WeakArray`], [`Ephemeron`] and the tables of [`WeakMap`] have kinds of their own.
 //!
 //! Two rules hold for every cell:
@@ -100,8 +100,9 @@
 //!   [`Kind::leaf_uninit`](crate::raw::Kind::leaf_uninit) is not zeroed. If a kind's trace function
 //!   depends on content (a tag, a length), the program stores that content first.
 //! * **An edge is one aligned word at a fixed place.** Markers read it while mutators write it.
-//!   Hence enums, options and vectors hold no edges. A table that grows is a field that leads to an
-//!   array, and one store replaces the array.
+//!   Hence enums, options and vectors hold no edges in place. A table that grows is a field that
+//!   leads to an array, and one store replaces the array. An enum of references and plain data is
+//!   one word in a cell: a [`Dynamic`] value in a [`ValueField`].
 //!
 //! # Roots: where the collector looks
 //!

@@ -3,6 +3,10 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use common::hazard;
 use gc_core::{Array, Bytes, Fixnum, Heap, Local, Mutator, Plain, Static, Trace, ValueField};
 
 #[derive(Debug)]
@@ -176,4 +180,84 @@ fn references_keep_their_cells() {
         let mutator = heap.attach().unwrap();
         keeps(&heap, &mutator);
     }
+}
+
+#[derive(Trace, Clone, Copy)]
+enum Shared<'s> {
+    Nothing,
+    Big(Local<'s, Big>),
+}
+
+/// A large cell, so that a freed one is soon used again.
+#[derive(Trace)]
+struct Big {
+    next: ValueField<Shared<'static>>,
+    number: usize,
+    _room: [u64; 250],
+}
+
+fn big(number: usize) -> Big {
+    Big {
+        next: ValueField::null(),
+        number,
+        _room: [0; 250],
+    }
+}
+
+/// In an exact heap, a cell that is loaded as a value lives until it has a handle, although another
+/// thread changes the field. With `no-window` planted, it is freed.
+#[test]
+fn h72_a_cell_lives_between_a_value_and_its_handle() {
+    hazard(
+        "h72_a_cell_lives_between_a_value_and_its_handle",
+        "no-window",
+        || {
+            let builder = Heap::builder().reserve(1 << 30).exact(true);
+            let heap = &builder.build().unwrap();
+            let done = &AtomicBool::new(false);
+            let mutator = heap.attach().unwrap();
+            let shared = &mutator.with_scope(|s| heap.root(&s.alloc(big(0)).unwrap()));
+            drop(mutator);
+            std::thread::scope(|threads| {
+                threads.spawn(move || {
+                    let mutator = heap.attach().unwrap();
+                    for number in 0.. {
+                        mutator.with_scope(|s| {
+                            shared
+                                .next
+                                .set(s, Shared::Big(s.alloc(big(number)).unwrap()));
+                        });
+                        if done.load(Relaxed) {
+                            break;
+                        }
+                    }
+                });
+                threads.spawn(move || {
+                    let mutator = heap.attach().unwrap();
+                    while !done.load(Relaxed) {
+                        mutator.with_scope(|s| {
+                            let found: Vec<_> = (0..60)
+                                .filter_map(|_| match shared.next.get(s) {
+                                    Shared::Big(big) => Some((big, big.number)),
+                                    Shared::Nothing => None,
+                                })
+                                .collect();
+                            for (big, number) in found {
+                                assert_eq!(big.number, number, "its cell was given to another");
+                            }
+                        });
+                    }
+                });
+                let until = Instant::now() + Duration::from_secs(5);
+                for _ in 0..3000 {
+                    if Instant::now() > until {
+                        break;
+                    }
+                    heap.collect();
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+                done.store(true, Relaxed);
+            });
+        },
+    );
 }
