@@ -427,9 +427,20 @@ impl Handles {
         &self,
         from: usize,
         most: usize,
+        f: impl FnMut(usize),
+    ) -> Option<usize> {
+        let height = [0, 1].map(|at| self.snapshot[at].load(Ordering::Relaxed));
+        self.read_below(height, from, most, f)
+    }
+
+    /// As [`read_piece`](Self::read_piece), of a stack of this height: the segment, and the top.
+    fn read_below(
+        &self,
+        [last, top]: [usize; 2],
+        from: usize,
+        most: usize,
         mut f: impl FnMut(usize),
     ) -> Option<usize> {
-        let [last, top] = [0, 1].map(|at| self.snapshot[at].load(Ordering::Relaxed));
         // A position counts the bytes of all segments before it.
         let segment = (0..last)
             .find(|at| from < segment_bytes(at + 1) - FIRST)
@@ -474,6 +485,18 @@ impl Handles {
         let mut from = Some(0);
         while let Some(at) = from {
             from = self.read_piece(at, usize::MAX / 2, &mut f);
+        }
+    }
+
+    /// In a stop: calls `f` with each open handle, and leaves the snapshot as it is.
+    pub(crate) fn for_each_open(&self, mut f: impl FnMut(usize)) {
+        let height = [&self.current, &self.top].map(|word| word.load(Ordering::Relaxed));
+        if height[1] == 0 {
+            return;
+        }
+        let mut from = Some(0);
+        while let Some(at) = from {
+            from = self.read_below(height, at, usize::MAX / 2, &mut f);
         }
     }
 

@@ -38,11 +38,13 @@
 //! is on its way into the log when the collector has scanned the last piece, and stop 2 finds all
 //! words there.
 
+mod lister;
 mod logged;
 mod scanner;
 mod tables;
 mod visitor;
 
+pub(crate) use lister::Lister;
 pub(crate) use logged::{logged, names_unmarked, prefetch_logged, prefetch_unmarked};
 pub(crate) use scanner::{Scanned, Scanner, Unscanned};
 pub(crate) use tables::{RangeRoot, Roots};
