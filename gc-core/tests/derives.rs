@@ -2,7 +2,7 @@
 //! macros and aliases in place of types.
 #![deny(warnings)]
 #![allow(dead_code)]
-use gc_core::{Array, Field, Heap, Leaf, Trace, WeakMap};
+use gc_core::{Array, Field, Fixnum, Heap, Leaf, Local, Plain, Trace, ValueField, WeakMap};
 use std::collections::HashMap;
 
 use gc_preempt::StrictAllocator;
@@ -49,6 +49,9 @@ macro_rules! number {
     () => {
         u64
     };
+    ($type:ty) => {
+        $type
+    };
 }
 #[derive(Leaf)]
 struct ByMacro(number!(), r#Raw);
@@ -81,4 +84,77 @@ fn the_derives_take_what_they_should() {
         s.alloc(Either::<u8, u8>::Left(1)).unwrap();
         s.alloc(Packed(1, 2)).unwrap();
     });
+}
+
+/// A word of a reference or a wide number, whatever the reference leads to.
+#[derive(Trace, Clone, Copy)]
+enum Word<'s, T: Clone>
+where
+    T: Copy,
+{
+    Number(Fixnum),
+    Cell(Local<'s, T>),
+}
+#[derive(Trace, Clone, Copy, Default)]
+enum Marked<'s> {
+    First,
+    #[default]
+    Second,
+    Third {},
+    Fourth(),
+    Fifth {
+        r#type: Local<'s, u64>,
+    },
+}
+#[derive(Trace, Clone, Copy)]
+enum Counting<'s> {
+    Nothing,
+    #[trace(null)]
+    Count(number!(u32)),
+    Cell(Local<'s, u64>),
+}
+#[derive(Plain, Clone, Copy, Debug, PartialEq)]
+enum One {
+    Only,
+}
+#[derive(Plain, Clone, Copy, Debug, PartialEq)]
+struct Pair {
+    both: (One, u16),
+}
+
+/// Enums with type parameters, marked variants and variants of all forms are dynamic values.
+#[test]
+fn enums_are_dynamic_values() {
+    #[derive(Trace, Default)]
+    struct Fields(
+        ValueField<Word<'static, u64>>,
+        ValueField<Marked<'static>>,
+        ValueField<Counting<'static>>,
+    );
+    let heap = Heap::builder().reserve(1 << 30).build().unwrap();
+    heap.attach().unwrap().with_scope(|s| {
+        let fields = s.alloc(Fields::default()).unwrap();
+        let number = s.alloc(7u64).unwrap();
+        assert!(matches!(fields.0.get(s), Word::Number(zero) if zero.get() == 0));
+        assert!(matches!(fields.1.get(s), Marked::Second));
+        assert!(matches!(fields.2.get(s), Counting::Count(0)));
+        fields.0.set(s, Word::Cell(number));
+        assert!(matches!(fields.0.get(s), Word::Cell(same) if same.same(number)));
+        fields.0.set(s, Word::Number(Fixnum::MIN));
+        assert!(matches!(fields.0.get(s), Word::Number(Fixnum::MIN)));
+        for value in [Marked::First, Marked::Third {}, Marked::Fourth()] {
+            fields.1.set(s, value);
+            let name = |value| core::mem::discriminant::<Marked<'_>>(&value);
+            assert_eq!(name(fields.1.get(s)), name(value));
+        }
+        fields.1.set(s, Marked::Fifth { r#type: number });
+        assert!(matches!(fields.1.get(s), Marked::Fifth { r#type } if *r#type == 7));
+        fields.2.set(s, Counting::Nothing);
+        assert!(matches!(fields.2.get(s), Counting::Nothing));
+    });
+    let pair = Pair {
+        both: (One::Only, 77),
+    };
+    assert_eq!(Pair::from_bits(pair.into_bits()), pair);
+    assert_eq!((One::BITS, Pair::BITS), (0, 16));
 }
