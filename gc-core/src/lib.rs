@@ -288,6 +288,10 @@ pub use api::weak::{Weak, WeakArray};
 pub use config::{ConfigError, DEFAULT_RESERVE, HugePages, MINIMUM_LIMIT, MINIMUM_RESERVE, Young};
 pub use error::{AllocError, SpaceError, TableFull};
 pub use gc_derive::{Leaf, Plain, Trace};
+/// The crate that stops threads. What this crate's functions name of it is here, so that an embedder
+/// needs no second dependency: [`World`](gc_preempt::World), [`StopError`](gc_preempt::StopError).
+#[doc(no_inline)]
+pub use gc_preempt as preempt;
 pub use heap::POISON;
 pub use memory::MapError;
 pub use stats::{CollectionStats, HeapStats, StopTimes, Times};
