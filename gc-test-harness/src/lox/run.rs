@@ -54,6 +54,10 @@ pub struct RunConfig {
     pub stop_the_world: bool,
     /// Whether each collection marks a second time and compares the results.
     pub verify: bool,
+    /// The file for a heap snapshot at the end of the program.
+    pub snapshot: Option<PathBuf>,
+    /// Whether the messages have a census of the heap at the end of the program.
+    pub census: bool,
     /// Whether each isolate runs its program in green threads.
     pub green: bool,
     /// The time after which a green thread lets others run.
@@ -75,6 +79,8 @@ impl Default for RunConfig {
             continuous: false,
             stop_the_world: false,
             verify: false,
+            snapshot: None,
+            census: false,
             green: false,
             slice: SLICE,
             stream: false,
@@ -275,14 +281,37 @@ fn run_isolate(
         .and_then(|attached| attached.as_ref())
         .map_or(0, jit::Attached::contradictions);
     drop(compiler);
+    let mut stderr = if good { Vec::new() } else { vm.error_text() };
+    stderr.extend(inspect(&lox.heap, config).into_bytes());
     Outcome {
         stdout: vm.take_output(),
-        stderr: if good { Vec::new() } else { vm.error_text() },
+        stderr,
         exit_code: if good { 0 } else { EXIT_RUNTIME_ERROR },
         contradictions,
         preemptions: vm.preemptions(),
         ..Outcome::default()
     }
+}
+
+/// Writes the snapshot that is asked for, and returns the census, or what has failed.
+fn inspect(heap: &Heap, config: &RunConfig) -> String {
+    let mut text = String::new();
+    if config.snapshot.is_none() && !config.census {
+        return text;
+    }
+    heap.collect();
+    if let Some(path) = &config.snapshot
+        && let Err(error) = std::fs::File::create(path).and_then(|file| heap.snapshot(file))
+    {
+        text += &format!("{}: {error}\n", path.display());
+    }
+    if config.census {
+        text += &match heap.census() {
+            Ok(census) => format!("{census}\n"),
+            Err(error) => format!("{error}\n"),
+        };
+    }
+    text
 }
 
 /// Requests stops until `done`, each `interval` after the last resume.
@@ -345,6 +374,13 @@ pub struct RunArgs {
     /// first marking missed
     #[arg(long)]
     pub verify: bool,
+    /// Write the heap at the program's end to FILE, for the Memory panel of Chromium's developer
+    /// tools (usual ending: .heapsnapshot)
+    #[arg(long, value_name = "FILE", conflicts_with = "threads")]
+    pub snapshot: Option<PathBuf>,
+    /// Print on stderr what is alive at the program's end, by kind
+    #[arg(long, conflicts_with = "threads")]
+    pub census: bool,
     /// Print the collector's figures on stderr; with --json, as one JSON object
     #[arg(long)]
     pub stats: bool,
@@ -366,6 +402,8 @@ impl RunArgs {
             continuous: self.continuous,
             stop_the_world: self.stw,
             verify: self.verify,
+            snapshot: self.snapshot.clone(),
+            census: self.census,
             green: self.green,
             slice: Duration::from_millis(self.slice),
             stream: true,
