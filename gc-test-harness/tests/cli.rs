@@ -342,3 +342,26 @@ fn a_soak_finds_a_planted_fault_and_names_the_seed_that_repeats_it() {
         "{said}"
     );
 }
+
+#[test]
+fn a_program_s_heap_is_counted_and_written_at_its_end() {
+    let folder = std::env::temp_dir().join(format!("gclab-heap-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a place for files");
+    let program = folder.join("kept.lox");
+    let source = "class Kept {} class Dropped {} var kept = Kept(); for (var i = 0; i < 99; i = i + 1) Dropped(); print kept;";
+    std::fs::write(&program, source).expect("a place for the program");
+    let file = folder.join("kept.heapsnapshot");
+    let (program, path) = (program.to_str().unwrap(), file.to_str().unwrap());
+    let output = gclab(&["run", "--census", "--snapshot", path, program], &[]);
+    let snapshot = std::fs::read_to_string(&file);
+    std::fs::remove_dir_all(&folder).expect("the folder is ours");
+    assert_eq!(text(&output.stdout), "Kept instance\n");
+    let census = text(&output.stderr);
+    let instances = census.lines().find(|line| line.ends_with("lox instance"));
+    // Bytes, cells, kind. A stale word may keep one of those that were dropped.
+    let count = instances.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+    assert!((1..=3).contains(&count.unwrap_or(0)), "{census}");
+    let snapshot: serde_json::Value = serde_json::from_str(&snapshot.unwrap()).unwrap();
+    let strings = snapshot["strings"].as_array().unwrap();
+    assert!(strings.iter().any(|name| name == "lox instance"));
+}
