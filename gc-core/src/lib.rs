@@ -279,6 +279,7 @@ pub use api::knobs::PausedCollections;
 pub use api::local::{Local, Scope};
 pub use api::mutator::Mutator;
 pub use api::slice::{Slice, Values};
+pub use api::slot::Slot;
 pub use api::text::{Buffer, Str};
 pub use api::trace::{Leaf, Trace};
 pub use api::typed_root::Root;

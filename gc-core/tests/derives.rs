@@ -158,3 +158,55 @@ fn enums_are_dynamic_values() {
     assert_eq!(Pair::from_bits(pair.into_bits()), pair);
     assert_eq!((One::BITS, Pair::BITS), (0, 16));
 }
+
+/// What the standard library gives to a program may lie in a cell.
+#[test]
+fn files_channels_and_functions_are_leaves() {
+    use std::sync::{Condvar, LazyLock, Mutex, mpsc};
+
+    #[derive(Leaf)]
+    struct Held {
+        send: mpsc::Sender<u64>,
+        receive: Mutex<mpsc::Receiver<u64>>,
+        call: Box<dyn Fn(u64) -> u64 + Send + Sync>,
+        add: fn(u64, u64, u64) -> u64,
+        lazy: LazyLock<Vec<u64>>,
+        changed: Condvar,
+        socket: std::os::unix::net::UnixStream,
+        file: Option<std::os::fd::OwnedFd>,
+        children: Vec<std::process::Child>,
+        pipe: std::io::PipeReader,
+        thread: Option<std::thread::JoinHandle<u64>>,
+        error: Option<Box<dyn std::error::Error + Send + Sync>>,
+    }
+
+    let (send, receive) = mpsc::channel();
+    let (socket, peer) = std::os::unix::net::UnixStream::pair().unwrap();
+    let held = Held {
+        send,
+        receive: Mutex::new(receive),
+        call: Box::new(|n| n + 1),
+        add: |a, b, c| a + b + c,
+        lazy: LazyLock::new(|| vec![3]),
+        changed: Condvar::new(),
+        socket,
+        file: Some(peer.into()),
+        children: Vec::new(),
+        pipe: std::io::pipe().unwrap().0,
+        thread: None,
+        error: None,
+    };
+    let heap = Heap::builder().build().unwrap();
+    let mutator = heap.attach().unwrap();
+    mutator.with_scope(|s| {
+        let held = s.alloc(held).unwrap();
+        held.send
+            .send((held.call)((held.add)(1, 2, held.lazy[0])))
+            .unwrap();
+        assert_eq!(held.receive.lock().unwrap().recv(), Ok(7));
+        held.changed.notify_all();
+        assert!(held.socket.peer_addr().is_ok() && held.file.is_some());
+        assert!(held.children.is_empty() && held.thread.is_none() && held.error.is_none());
+        let _: &std::io::PipeReader = &held.pipe;
+    });
+}

@@ -165,6 +165,93 @@ fn h71_what_only_a_scope_held_that_ended_before_it_was_scanned_lives_on_in_a_fie
     });
 }
 
+/// A change of a slot logs what the slot held. With `slots-unlogged` planted, a node that moved
+/// from a slot into a field is freed.
+#[test]
+fn h127_what_only_a_slot_held_that_changed_before_its_scan_lives_on_in_a_field() {
+    let name = "h127_what_only_a_slot_held_that_changed_before_its_scan_lives_on_in_a_field";
+    hazard(name, "slots-unlogged", || {
+        let heap = stressed();
+        let mutator = heap.attach().unwrap();
+        mutator.with_scope(|outer| {
+            let table = outer.alloc_array::<Node>(200).unwrap();
+            let mut slots: Vec<_> = (0..table.len()).map(|_| outer.slot::<Node>()).collect();
+            let mut round = 0;
+            while_collecting(&heap, 60, || {
+                round += 1;
+                outer.with_scope(|s| {
+                    for (number, slot) in slots.iter_mut().enumerate() {
+                        let next = Field::null();
+                        slot.set(&s.alloc(Node { next, number }).unwrap());
+                    }
+                });
+                // Time for a stop, while the nodes are in slots only.
+                std::thread::sleep(Duration::from_micros(50));
+                outer.with_scope(|s| {
+                    for (number, slot) in slots.iter_mut().enumerate() {
+                        if round % 2 == 0 {
+                            table.set(number, s, &slot.get().unwrap());
+                        }
+                        slot.clear();
+                    }
+                });
+                outer.with_scope(|s| {
+                    for number in 0..table.len() {
+                        let node = table.get(number, s);
+                        assert!(node.is_none_or(|node| node.number == number));
+                    }
+                });
+            });
+        });
+    });
+}
+
+/// An exchange logs what it takes out of a field. With `exchanges-unlogged` planted, a node that
+/// leaves its field before the marker comes there, and returns after that, is freed.
+#[test]
+fn h128_what_an_exchange_takes_out_of_a_field_is_logged() {
+    let name = "h128_what_an_exchange_takes_out_of_a_field_is_logged";
+    hazard(name, "exchanges-unlogged", || {
+        let heap = stressed();
+        let mutator = heap.attach().unwrap();
+        mutator.with_scope(|outer| {
+            let holders: Vec<_> = (0..200)
+                .map(|number| {
+                    let next = Field::null();
+                    let holder = outer.alloc(Node { next, number }).unwrap();
+                    let next = Field::null();
+                    let node = outer.with_scope(|s| {
+                        s.alloc(Node { next, number }).map(|node| {
+                            holder.next.set(s, &node);
+                        })
+                    });
+                    node.unwrap();
+                    holder
+                })
+                .collect();
+            while_collecting(&heap, 60, || {
+                outer.with_scope(|s| {
+                    let taken: Vec<_> = (holders.iter().enumerate())
+                        .map(|(number, holder)| {
+                            let node = holder.next.get(s).unwrap();
+                            assert_eq!(node.number, number);
+                            let taken = holder.next.compare_exchange(s, Some(node), None);
+                            assert!(taken.is_ok());
+                            node
+                        })
+                        .collect();
+                    // Time for the marker, while the nodes are in handles only.
+                    std::thread::sleep(Duration::from_micros(50));
+                    for (holder, node) in holders.iter().zip(taken) {
+                        assert!(holder.next.compare_exchange(s, None, Some(node)).is_ok());
+                    }
+                });
+                std::thread::sleep(Duration::from_micros(50));
+            });
+        });
+    });
+}
+
 /// Scopes and roots of threads that attach and detach lose no cell.
 #[test]
 fn scopes_and_roots_of_threads_that_come_and_go_lose_nothing() {

@@ -690,3 +690,91 @@ fn a_two_word_object_takes_16_bytes() {
     // SAFETY: `a` is alive.
     assert!(unsafe { a.0.get_gc() }.unwrap().same(b));
 }
+
+/// Threads push onto one stack by exchanges: each node is there once.
+#[test]
+fn threads_that_exchange_a_field_lose_no_node() {
+    let heap = &heap();
+    let stack = &heap
+        .attach()
+        .unwrap()
+        .with_scope(|s| heap.root(&s.alloc(node(0)).unwrap()));
+    std::thread::scope(|threads| {
+        for _ in 0..2 {
+            threads.spawn(move || {
+                let mutator = heap.attach().unwrap();
+                for value in 1..=500 {
+                    mutator.with_scope(|s| {
+                        let new = s.alloc(node(value)).unwrap();
+                        let mut top = stack.next.get(s);
+                        loop {
+                            match top {
+                                Some(top) => new.next.set(s, &top),
+                                None => new.next.clear(s),
+                            }
+                            match stack.next.compare_exchange(s, top, Some(new)) {
+                                Ok(()) => break,
+                                Err(now) => top = now,
+                            }
+                        }
+                    });
+                }
+            });
+        }
+    });
+    let mutator = heap.attach().unwrap();
+    mutator.with_scope(|s| {
+        let mut at = s.slot();
+        at.set(&stack.get(s));
+        let mut sum = 0;
+        while at.follow(|node| &node.next) {
+            sum += at.get().unwrap().value;
+        }
+        assert_eq!(sum, 500 * 501);
+        assert!(at.get().is_none());
+        // Another target is there: it is returned, and nothing changes.
+        let top = stack.next.get(s).unwrap();
+        let found = stack.next.compare_exchange(s, None, None);
+        assert!(found.unwrap_err().unwrap().same(top));
+        assert!(stack.next.get(s).unwrap().same(top));
+    });
+}
+
+/// Inner scopes' handles end with them, except for the one that escapes; slots refuse what is not
+/// theirs.
+#[test]
+fn slots_and_escaped_handles_keep_their_cells() {
+    let heap = Heap::builder().exact(true).build().unwrap();
+    let other = Heap::builder().build().unwrap();
+    let mutator = heap.attach().unwrap();
+    let elsewhere = other.attach().unwrap();
+    mutator.with_scope(|s| {
+        let mut slot = s.slot::<Node>();
+        assert!(slot.get().is_none() && !slot.follow(|node| &node.next));
+        let weak = s.with_scope(|inner| {
+            let node = inner.alloc(node(7)).unwrap();
+            slot.set(&node);
+            s.alloc_weak(&node).unwrap()
+        });
+        let escaped = s.escape(|inner| {
+            inner.alloc(node(1))?;
+            inner.alloc(node(8))
+        });
+        mutator.collect();
+        assert_eq!(slot.get().unwrap().value, 7);
+        assert_eq!(escaped.unwrap().value, 8);
+        slot.clear();
+        mutator.collect();
+        assert!(s.with_scope(|inner| weak.upgrade(inner).is_none()));
+        let foreign = refusal(|| {
+            elsewhere.with_scope(|t| slot.set(&t.alloc(node(1)).unwrap()));
+        });
+        assert!(
+            foreign.contains("does not lie in the slot's heap"),
+            "{foreign}"
+        );
+        assert!(slot.get().is_none());
+        let blocked = refusal(|| mutator.blocking(|| slot.clear()));
+        assert!(blocked.contains("blocking"), "{blocked}");
+    });
+}

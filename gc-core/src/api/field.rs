@@ -133,6 +133,86 @@ impl<T> Field<T> {
         Some(taken)
     }
 
+    /// Makes the edge lead to `new` if it leads to `current`, in one step. `None` is a null edge.
+    /// Of several threads that exchange the same target, one succeeds.
+    ///
+    /// ```
+    /// # use gc_core::{Field, Heap, Trace};
+    /// #[derive(Trace, Default)]
+    /// struct Node { next: Field<Node>, value: u64 }
+    ///
+    /// let heap = Heap::builder().build()?;
+    /// heap.attach()?.scope(|s| {
+    ///     // A stack that threads share.
+    ///     let (stack, node) = (s.alloc(Node::default())?, s.alloc(Node::default())?);
+    ///     let mut top = stack.next.get(s);
+    ///     loop {
+    ///         match top {
+    ///             Some(top) => node.next.set(s, &top),
+    ///             None => node.next.clear(s),
+    ///         }
+    ///         match stack.next.compare_exchange(s, top, Some(node)) {
+    ///             Ok(()) => break,
+    ///             Err(now) => top = now,
+    ///         }
+    ///     }
+    ///     assert!(stack.next.get(s).unwrap().same(node));
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The edge led elsewhere, and is not changed: its target, as a handle of `scope`.
+    ///
+    /// # Panics
+    /// As [`set`](Self::set), and if the system has no memory for another handle.
+    #[track_caller]
+    pub fn compare_exchange<'s>(
+        &self,
+        scope: &Scope<'s>,
+        current: Option<Local<'_, T>>,
+        new: Option<Local<'_, T>>,
+    ) -> Result<(), Option<Local<'s, T>>> {
+        let word = |local: Option<Local<'_, T>>| {
+            local.map_or(0, |local| local.cell().as_ptr().expose_provenance())
+        };
+        let (current, new) = (word(current), word(new));
+        if new != 0 {
+            scope.check_address(new, "value");
+            scope.check_living(self.address() as usize);
+        }
+        scope.check_address(self.address() as usize, "field");
+        scope.check_running();
+        let mut stored = false;
+        let exchange = || {
+            let found = self.exchange(scope.mutator(), current, new);
+            stored = found.is_ok();
+            found
+                .err()
+                .and_then(|word| NonNull::new(core::ptr::with_exposed_provenance_mut(word)))
+        };
+        // SAFETY: as in `get`.
+        let found = scope.hold_loaded(exchange, |cell| unsafe { scope.keep(cell) });
+        if stored { Ok(()) } else { Err(found) }
+    }
+
+    /// Exchanges the word with the barrier. The old value is `current` if the exchange succeeds,
+    /// so it can be logged first; a `current` that is logged in vain is kept by a handle anyway.
+    /// No stop comes between the log and the exchange: a cycle that begins there would have
+    /// `current` in its snapshot and in no log.
+    fn exchange(&self, mutator: &Mutator, current: usize, new: usize) -> Result<usize, usize> {
+        mutator.thread().no_preempt(|| {
+            if current != 0 && seam::logs() {
+                mutator.record().log(current);
+            }
+            // Release publishes the content of the new target to `load`'s Acquire; Acquire pairs
+            // with the store of the target that the caller gets.
+            self.word
+                .compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire)
+        })
+    }
+
     /// Whether the edge is null. Another thread may change it at once.
     #[inline]
     pub fn is_null(&self) -> bool {
@@ -169,6 +249,13 @@ impl<T> Field<T> {
         NonNull::new(core::ptr::with_exposed_provenance_mut(
             self.word.load(Ordering::Acquire),
         ))
+    }
+
+    /// The address of the target's cell, or 0. The caller has opened its window.
+    #[inline]
+    pub(crate) fn target(&self) -> usize {
+        self.load()
+            .map_or(0, |cell| cell.as_ptr().expose_provenance())
     }
 
     /// The address of the word, for machine code and the raw tier.
@@ -247,5 +334,15 @@ impl<T> fmt::Debug for Field<T> {
             0 => f.write_str("null"),
             address => write!(f, "-> {address:#x}"),
         }
+    }
+}
+
+mod seam {
+    use crate::fault::Fault;
+
+    /// Logs what an exchange takes out of a field.
+    #[inline(always)]
+    pub(super) fn logs() -> bool {
+        !Fault::ExchangesUnlogged.planted()
     }
 }

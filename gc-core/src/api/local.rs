@@ -77,8 +77,8 @@ impl Mutator {
     /// ```
     ///
     /// # Errors
-    /// Only the errors of `f`. [`with_scope`](Self::with_scope) is for closures with other errors,
-    /// or none.
+    /// Only the errors of `f`. [`try_scope`](Self::try_scope) is for closures with an error of the
+    /// caller's, [`with_scope`](Self::with_scope) for any result.
     ///
     /// # Panics
     /// Inside `blocking`.
@@ -530,6 +530,18 @@ impl<'s> Scope<'s> {
             cell,
             _scope: PhantomData,
         })
+    }
+
+    /// An empty word of this scope's handles. The thread is not inside `blocking`.
+    ///
+    /// # Panics
+    /// If the system has no memory for another handle.
+    #[track_caller]
+    pub(crate) fn empty_handle(&self) -> NonNull<core::sync::atomic::AtomicUsize> {
+        match self.handles.empty() {
+            Ok(word) => word,
+            Err(error) => table_full(&error.into()),
+        }
     }
 
     /// Loads a cell and makes a handle of it by `hold`. The thread's window is open in between.

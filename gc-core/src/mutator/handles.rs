@@ -24,7 +24,7 @@
 //! # Reading beside the owner
 //! The owner writes the table, and the collector reads it *beside* the owner. Stop 1 only notes the
 //! height of the stack ([`Handles::begin_reading`]). A slot below that height does not change until
-//! its scope ends. A handle that the owner pushes later need not be read: its cell is in the
+//! its scope ends, or it logs what it held (`api/slot.rs`). A handle that the owner pushes later need not be read: its cell is in the
 //! snapshot, or was allocated black. If a scope ends before the table is read, its handles go to
 //! the owner's log, as an edge does that the barrier overwrites. So the stop costs the same
 //! whatever the table holds.
@@ -40,6 +40,7 @@
 
 use core::cell::{Cell, UnsafeCell};
 use core::ops::Range;
+use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering, compiler_fence};
 
 use gc_preempt::Mutex;
@@ -375,9 +376,9 @@ impl Handles {
         }
     }
 
-    /// Must the end of a scope log its handles?
+    /// Must the end of a scope, or a change of a slot, log its handles?
     #[inline]
-    fn is_unread(&self) -> bool {
+    pub(crate) fn is_unread(&self) -> bool {
         // Acquire pairs with the Release of `all_read`: the owner uses the slots again after the
         // collector has read them.
         self.unread.load(Ordering::Acquire) && seam::logs_handles()
@@ -583,6 +584,17 @@ impl<'m> Chain<'m> {
         compiler_fence(Ordering::SeqCst);
         self.cursor.set(slot.wrapping_add(1));
         Ok(())
+    }
+
+    /// Makes an empty slot, which roots nothing until its owner stores a cell.
+    ///
+    /// # Errors
+    /// The system refused memory.
+    pub(crate) fn empty(&self) -> Result<NonNull<AtomicUsize>, MapError> {
+        self.push(0)?;
+        let slot = self.cursor.get().wrapping_sub(1).cast_mut();
+        // SAFETY: `push` has just stored into this slot.
+        Ok(unsafe { NonNull::new_unchecked(slot) })
     }
 
     #[cold]
