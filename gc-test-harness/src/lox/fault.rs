@@ -17,5 +17,6 @@ gc_preempt::faults! {
         CachedStackTop = "cached-stack-top",
         StaleInterpreted = "stale-interpreted",
         SuspendedAnywhere = "suspended-anywhere",
+        SlicesWithoutEnd = "slices-without-end",
     }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use gc_preempt::Preempter;
 
 use super::preemption;
+use crate::lox::fault::Fault;
 
 /// The time between two signals of one request, and their number.
 const BETWEEN: Duration = Duration::from_micros(100);
@@ -67,7 +68,9 @@ fn watch(over: &AtomicBool, asks: &Asks, slice: Duration) {
         if switches != seen {
             (seen, since) = (switches, Instant::now());
         } else if since.elapsed() >= slice && is_running(seen) {
-            ask(over, asks, seen);
+            if !Fault::SlicesWithoutEnd.planted() {
+                ask(over, asks, seen);
+            }
             since = Instant::now();
         }
     }
