@@ -51,4 +51,4 @@ semver since:
 
 # The packages of the library crates, each built from its package.
 package:
-    cargo package --workspace --exclude gc-test-harness --exclude benches --target-dir "$(mktemp -d)"
+    cargo package --workspace --exclude gc-test-harness --exclude benches --exclude urge --target-dir "$(mktemp -d)"
