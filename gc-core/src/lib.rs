@@ -89,8 +89,9 @@
 //! A cell has no header. The page table gives its size and its [`Kind`](crate::raw::Kind): a leaf,
 //! edges at fixed words, an array of edges from some word on, edges that a function reports, words
 //! that are treated conservatively, weak words, or ephemerons. So an object of two pointers takes
-//! 16 bytes. The derive describes a struct as a leaf or by fixed words. [`Array`], [`Slice`], [`Bytes`],
-//! [`Weak`], [`WeakArray`], [`Ephemeron`] and the tables of [`WeakMap`] have kinds of their own.
+//! 16 bytes. The derive describes a struct as a leaf or by fixed words. [`Array`], [`Slice`],
+//! [`Bytes`], [`Weak`], [`WeakArray`], [`Ephemeron`] and the tables of [`WeakMap`] have kinds of
+//! their own.
 //!
 //! Two rules hold for every cell:
 //!
@@ -289,8 +290,9 @@ pub use api::weak::{Weak, WeakArray};
 pub use config::{ConfigError, DEFAULT_RESERVE, HugePages, MINIMUM_LIMIT, MINIMUM_RESERVE, Young};
 pub use error::{AllocError, SpaceError, TableFull};
 pub use gc_derive::{Leaf, Plain, Trace};
-/// The crate that stops threads. What this crate's functions name of it is here, so that an embedder
-/// needs no second dependency: [`World`](gc_preempt::World), [`StopError`](gc_preempt::StopError).
+/// The crate that stops threads. What this crate's functions name of it is here, so that an
+/// embedder needs no second dependency: [`World`](gc_preempt::World),
+/// [`StopError`](gc_preempt::StopError).
 #[doc(no_inline)]
 pub use gc_preempt as preempt;
 pub use heap::POISON;

@@ -220,8 +220,8 @@ fn h123_frames_behind_an_interrupted_one_are_exact_on_a_suspended_stack() {
     );
 }
 
-/// With `ends-behind-injection` planted, the walk ends with the interrupted frame, and the list that
-/// the outer frame holds is freed.
+/// With `ends-behind-injection` planted, the walk ends with the interrupted frame, and the list
+/// that the outer frame holds is freed.
 #[test]
 fn h123_frames_behind_an_interrupted_one_are_scanned_beside_the_program() {
     hazard(

@@ -1,4 +1,5 @@
-//! Fork: the registry lock and that of the stack pools are held over it, and the child begins with the forking thread alone.
+//! Fork: the registry lock and that of the stack pools are held over it, and the child begins with
+//! the forking thread alone.
 //!
 //! `fork` waits for a stop under way. The hooks of all worlds ([`ForkHooks`]) run with the lock
 //! held in the parent, and without it in the child.

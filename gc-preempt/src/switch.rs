@@ -23,8 +23,8 @@
 //! # What is reported
 //! The registers that a callee preserves are on the stack that is left, above the SP that is
 //! published. [`arch::switch`](mod@crate::arch::switch) pushes them and publishes that SP. A switch
-//! of the host's runs inside [`arch::call_spilled`]. The frames below, of the switch itself, hold no
-//! references.
+//! of the host's runs inside [`arch::call_spilled`]. The frames below, of the switch itself, hold
+//! no references.
 
 use core::sync::atomic::Ordering;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

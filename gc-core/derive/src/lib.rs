@@ -1,4 +1,5 @@
-//! The derives `Trace`, `Leaf` and `Plain` of gc-core: they find the edges of a type in its members.
+//! The derives `Trace`, `Leaf` and `Plain` of gc-core: they find the edges of a type in its
+//! members.
 //!
 //! Neither derive reads the names of types. Each generates what must hold for every member (`Trace`
 //! or `Leaf`), with the member's place in the source, and the compiler checks it. So type aliases
@@ -31,8 +32,8 @@ pub fn derive_leaf(input: TokenStream) -> TokenStream {
     finish(leaf(&syn::parse_macro_input!(input as DeriveInput)))
 }
 
-/// Derives `gc_core::Plain` for an enum without data, or a struct of one member that is `Plain`: the
-/// data of a dynamic value's variant.
+/// Derives `gc_core::Plain` for an enum without data, or a struct of one member that is `Plain`:
+/// the data of a dynamic value's variant.
 #[proc_macro_derive(Plain)]
 pub fn derive_plain(input: TokenStream) -> TokenStream {
     finish(dynamic::plain(&syn::parse_macro_input!(

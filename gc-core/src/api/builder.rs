@@ -29,8 +29,8 @@ use crate::stats::Ledger;
 /// `URGE_ASYNC`, `URGE_INJECT`, `URGE_STW`, `URGE_CONTINUOUS`, `URGE_STRESS_PHASES`, `URGE_TRACE`,
 /// `URGE_POISON` and `URGE_VERIFY` (each `0` or `1`), `URGE_YOUNG`, `URGE_MARKERS`,
 /// `URGE_GC_PERCENT`, `URGE_HEAP_LIMIT`, `URGE_MEMORY_LIMIT`, `URGE_IDLE`, `URGE_RESERVE`,
-/// `URGE_PRE_TOUCH`, `URGE_HUGE_PAGES`, `URGE_GC_EVERY`. [`build`](HeapBuilder::build) reads it once. Sizes are in
-/// bytes, or with `K`, `M` or `G` behind the number.
+/// `URGE_PRE_TOUCH`, `URGE_HUGE_PAGES`, `URGE_GC_EVERY`. [`build`](HeapBuilder::build) reads it
+/// once. Sizes are in bytes, or with `K`, `M` or `G` behind the number.
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until `build`"]
 pub struct HeapBuilder {

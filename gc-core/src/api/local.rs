@@ -314,9 +314,9 @@ pub(crate) fn check_edges<T: Trace>(value: &T) {
     });
 }
 
-/// Writes a value into zeroed memory of a cell, which a marker may read meanwhile. The value's edges
-/// are null ([`check_edges`]). A dynamic field may hold plain data, a part of which could look like
-/// an edge, so such a word is written by one store.
+/// Writes a value into zeroed memory of a cell, which a marker may read meanwhile. The value's
+/// edges are null ([`check_edges`]). A dynamic field may hold plain data, a part of which could
+/// look like an edge, so such a word is written by one store.
 ///
 /// # Safety
 /// `to` is memory for a `T` in a cell, which no other code writes.

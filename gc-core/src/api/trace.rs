@@ -35,7 +35,8 @@ use crate::kind::{Kind, TraceFn};
 ///
 /// # Safety
 /// `edges` names every word of the type that holds an edge, and no other word; or `TRACE` reports
-/// every edge. `TAGGED` is true if one of these words is a [`ValueField`](crate::ValueField). Safe code cannot move a field of the type out of its place, and can write an edge by
+/// every edge. `TAGGED` is true if one of these words is a [`ValueField`](crate::ValueField). Safe
+/// code cannot move a field of the type out of its place, and can write an edge by
 /// [`Field`](crate::Field)'s methods only.
 #[diagnostic::on_unimplemented(
     message = "a `{Self}` cannot lie in a cell of the heap",

@@ -62,8 +62,8 @@ use crate::error::AllocError;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// A variant may hold a [`Local`](crate::Local) (up to 16 variants), an `f64` (one variant; all NaNs
-/// are one), plain data of up to 32 bits (any number of variants), of up to 48 bits or a
+/// A variant may hold a [`Local`](crate::Local) (up to 16 variants), an `f64` (one variant; all
+/// NaNs are one), plain data of up to 32 bits (any number of variants), of up to 48 bits or a
 /// [`Static`](crate::Static) (13 variants).
 ///
 /// # The null variant

@@ -24,10 +24,10 @@
 //! # Reading beside the owner
 //! The owner writes the table, and the collector reads it *beside* the owner. Stop 1 only notes the
 //! height of the stack ([`Handles::begin_reading`]). A slot below that height does not change until
-//! its scope ends, or it logs what it held (`api/slot.rs`). A handle that the owner pushes later need not be read: its cell is in the
-//! snapshot, or was allocated black. If a scope ends before the table is read, its handles go to
-//! the owner's log, as an edge does that the barrier overwrites. So the stop costs the same
-//! whatever the table holds.
+//! its scope ends, or it logs what it held (`api/slot.rs`). A handle that the owner pushes later
+//! need not be read: its cell is in the snapshot, or was allocated black. If a scope ends before
+//! the table is read, its handles go to the owner's log, as an edge does that the barrier
+//! overwrites. So the stop costs the same whatever the table holds.
 //!
 //! Every word is a cell's address, zero, or odd: a header, or a link of a hole. So a reader needs
 //! no structure to read by. Slots are zero from a chunk's beginning until they are pushed, so no

@@ -1,11 +1,13 @@
-//! Precision on a stack that was left in the middle of an instruction sequence, as a count of cells.
+//! Precision on a stack that was left in the middle of an instruction sequence, as a count of
+//! cells.
 //!
 //! The managed function `outer` makes two lists. It reads the first one for the last time, and
 //! calls the managed function `inner`, which makes a third list and spins in a loop without calls.
 //! There a signal preempts it, and its hook suspends the stack. The stack map at the call in
 //! `outer` names the slot of the second list. The slot of the first list still holds its address,
 //! and no map names it. No map speaks of the loop in `inner`, whose registers and frame are scanned
-//! word by word. A collection that reads the frame of `outer` by its map frees the first list alone.
+//! word by word. A collection that reads the frame of `outer` by its map frees the first list
+//! alone.
 
 use std::ffi::c_void;
 use std::fmt;
@@ -154,12 +156,13 @@ fn register(code: &Code, heap: &Heap, maps: Maps) -> Result<jit::CodeGuard, Left
     let spec = jit::CodeSpec::new(code.range(), FrameRule::Rbp)
         .stack_maps(maps, Encoding::RAW)
         .owner(code.memory());
-    // SAFETY: Cranelift made range and facts of this function, and the owner keeps it mapped. A call
-    // of which nothing is known is scanned word by word.
+    // SAFETY: Cranelift made range and facts of this function, and the owner keeps it mapped. A
+    // call of which nothing is known is scanned word by word.
     unsafe { heap.register_code(spec) }.map_err(failed)
 }
 
-/// Runs `resume`, which enters the loop, until a request from another thread has preempted it there.
+/// Runs `resume`, which enters the loop, until a request from another thread has preempted it
+/// there.
 fn preempted_in_the_loop(
     mutator: &Mutator,
     scene: &Scene<'_>,

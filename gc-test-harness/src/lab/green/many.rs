@@ -41,8 +41,8 @@ impl Default for Crowd {
 const LONG: u64 = 100;
 /// Steps of a short and a long loop.
 const STEPS: [u64; 2] = [2_000, 2_000_000];
-/// Passes of a loop that stores references, and the turns of its pauses. A long one goes on until it
-/// was preempted.
+/// Passes of a loop that stores references, and the turns of its pauses. A long one goes on until
+/// it was preempted.
 const PASSES: [u64; 2] = [3, 100];
 const PAUSE: u64 = 100;
 /// Nodes of a ring.

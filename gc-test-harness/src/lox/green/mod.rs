@@ -15,9 +15,9 @@
 //! In the natives that wait, and where it is preempted. A monitor thread asks for that when a green
 //! thread has run for a slice. The interpreter looks at [`Vm::preempt`] at back-edges and at the
 //! beginning of activations. Compiled code looks at nothing: signals lead it to the next point, at
-//! a loop's head or a function's beginning (`preemption.rs`). So a green thread is suspended between
-//! two instructions of bytecode, never in the middle of one: between the check of an instance's
-//! shape and the access of its slot no other green thread runs that could add a field.
+//! a loop's head or a function's beginning (`preemption.rs`). So a green thread is suspended
+//! between two instructions of bytecode, never in the middle of one: between the check of an
+//! instance's shape and the access of its slot no other green thread runs that could add a field.
 
 mod monitor;
 mod natives;

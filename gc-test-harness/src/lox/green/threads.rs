@@ -129,8 +129,8 @@ pub(super) unsafe fn switch(vm: *mut Vm, id: Id) -> Resumed {
         let green = greens(vm).all[id as usize - 1];
         let first = (*green).slot(FIRST) as usize;
         greens(vm).current = id;
-        // Relaxed, here and below: the count is a hint for the monitor, and the collector reads limits
-        // in a stop, which does not come inside `no_preempt`.
+        // Relaxed, here and below: the count is a hint for the monitor, and the collector reads
+        // limits in a stop, which does not come inside `no_preempt`.
         greens(vm).switches.fetch_add(1, Ordering::Relaxed);
         (*vm).preempt.store(0, Ordering::Relaxed);
         gc_preempt::take_preempt_request_here();
