@@ -136,7 +136,7 @@ fn run_gclab(source: &str, options: &[&str], fault: &str) -> String {
 }
 
 /// The script waits for a loop that ends after some seconds only. It is served before, unless
-/// nobody asks the loop to let others run.
+/// the monitor never asks for preemption.
 #[test]
 fn h129_an_endless_loop_is_preempted_in_all_tiers() {
     let source = |seconds: &str| {

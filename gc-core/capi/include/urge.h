@@ -309,8 +309,8 @@ void *urge_alloc(struct urge_mutator *mutator, const struct urge_kind *kind, siz
 // cell.
 void urge_write(struct urge_mutator *mutator, size_t *slot, size_t value);
 
-// Loads a weak word, or the key of an ephemeron's pair. A cell that it gives is held strongly by
-// whoever holds the result. The arguments are not checked.
+// Loads a weak word, or the key of an ephemeron's pair. A cell that it gives lives while
+// the caller's stack or another root holds it. The arguments are not checked.
 //
 // # Safety
 // As urge_write().
@@ -468,4 +468,4 @@ static inline void *urge_new(urge_mutator *mutator, const urge_site *site) {
   return (void *)cell;
 }
 
-// Sources: 00c20b053c59b09c
+// Sources: 49ed991e6c24b135

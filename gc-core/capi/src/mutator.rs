@@ -229,8 +229,8 @@ pub unsafe extern "C" fn urge_write(mutator: *mut urge_mutator, slot: *mut usize
     unsafe { (*mutator.cast::<Attached>()).mutator.write(slot, value) }
 }
 
-/// Loads a weak word, or the key of an ephemeron's pair. A cell that it gives is held strongly by
-/// whoever holds the result. The arguments are not checked.
+/// Loads a weak word, or the key of an ephemeron's pair. A cell that it gives lives while
+/// the caller's stack or another root holds it. The arguments are not checked.
 ///
 /// # Safety
 /// As urge_write().

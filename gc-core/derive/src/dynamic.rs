@@ -142,6 +142,8 @@ pub(crate) fn dynamic(input: &DeriveInput, data: &DataEnum) -> Result<Tokens, Er
     });
     let decodings = variants.iter().enumerate().map(|(at, variant)| {
         let value = variant.with(variant.held.map_or_else(Tokens::new, |ty| {
+            // SAFETY: `decode` has the contract that `Datum::from_word` asks: the word is one of this
+            // enum, its key says that this variant has made it, and its cell lives.
             quote! { unsafe { <#ty as ::gc_core::derived::Datum<#lifetime>>::from_word(word) } }
         }));
         let its = key(at);

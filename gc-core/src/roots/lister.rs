@@ -1,12 +1,11 @@
 //! Lists the cells that roots name, without marking them: for inspectors.
 
 use core::ops::Range;
-use core::sync::atomic::Ordering;
 
 use gc_preempt::RootSink;
 
 use super::tables::Roots;
-use super::visitor::{RootVisitor, VisitRoots};
+use super::visitor::{VisitRoots, visit_tables};
 use crate::encoding::{Encoding, Encodings};
 use crate::heap::{Cell, PAGE, Space};
 
@@ -33,28 +32,9 @@ impl<'a> Lister<'a> {
         }
     }
 
-    /// Lists the cells of ranges and callbacks. The world is stopped, so a thread that holds the
-    /// tables' lock is no mutator, and soon releases it.
+    /// Lists the cells of ranges and callbacks, as [`visit_tables`] does.
     pub(crate) fn tables(&mut self, roots: &Roots) {
-        let mut tables = roots.lock();
-        let mut from = 0;
-        while let Some((at, &mut range)) = tables.ranges.next(from) {
-            from = at + 1;
-            // SAFETY: the limit word lives while the range is registered, as `Mutator::root_range`
-            // demands. Relaxed: its writer is stopped.
-            let limit = unsafe { (*range.limit).load(Ordering::Relaxed) };
-            for slot in (range.base as usize..limit).step_by(size_of::<usize>()) {
-                // SAFETY: `Mutator::root_range` asks that base to limit be readable at every
-                // instruction.
-                let word = unsafe { (slot as *const usize).read_volatile() };
-                self.word(word, range.encoding);
-            }
-        }
-        let mut from = 0;
-        while let Some((at, callback)) = tables.callbacks.next(from) {
-            from = at + 1;
-            callback(&mut RootVisitor::new(self));
-        }
+        visit_tables(roots, self);
     }
 
     fn address(&mut self, address: usize) {

@@ -1,12 +1,11 @@
 //! The scan: words of stacks, tables and callbacks become marked cells.
 
 use core::ops::Range;
-use core::sync::atomic::Ordering;
 
 use gc_preempt::{RootSink, WalkStats};
 
 use super::tables::Roots;
-use super::visitor::{RootVisitor, VisitRoots};
+use super::visitor::{VisitRoots, visit_tables};
 use crate::encoding::{Encoding, Encodings};
 use crate::heap::{PAGE, Space};
 use crate::mark::Marker;
@@ -128,29 +127,9 @@ impl<'a, 'm> Scanner<'a, 'm> {
         self.scanned.conservative_marked += u64::from(self.marker.interior(address));
     }
 
-    /// Scans ranges and callbacks. The world is stopped, so a thread that holds the tables' lock is
-    /// no mutator, and soon releases it.
+    /// Scans ranges and callbacks, as [`visit_tables`] does.
     pub(crate) fn tables(&mut self, roots: &Roots) {
-        let mut tables = roots.lock();
-        let mut from = 0;
-        while let Some((at, &mut range)) = tables.ranges.next(from) {
-            from = at + 1;
-            // SAFETY: the limit word lives while the range is registered, as `Mutator::root_range`
-            // demands. Relaxed: its writer is stopped.
-            let limit = unsafe { (*range.limit).load(Ordering::Relaxed) };
-            let limit = seam::limit(limit, range.cached);
-            for slot in (range.base as usize..limit).step_by(size_of::<usize>()) {
-                // SAFETY: `Mutator::root_range` asks that base to limit be readable at every
-                // instruction.
-                let word = unsafe { (slot as *const usize).read_volatile() };
-                self.word(word, range.encoding);
-            }
-        }
-        let mut from = 0;
-        while let Some((at, callback)) = tables.callbacks.next(from) {
-            from = at + 1;
-            callback(&mut RootVisitor::new(self));
-        }
+        visit_tables(roots, self);
     }
 
     /// Prefetches the lines that tell whether an address names a cell. False: it names none.
@@ -261,15 +240,6 @@ impl VisitRoots for Scanner<'_, '_> {
 
 mod seam {
     use crate::fault::Fault;
-
-    /// The limit to which a range is scanned: the present one.
-    pub(super) fn limit(present: usize, at_registration: usize) -> usize {
-        if Fault::CachedLimit.planted() {
-            at_registration
-        } else {
-            present
-        }
-    }
 
     /// Asks whether a word names a cell.
     #[inline(always)]
