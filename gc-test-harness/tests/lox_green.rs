@@ -232,6 +232,41 @@ fn channels_keep_the_order_and_hold_what_they_have_room_for() {
     assert_eq!(run(source, &config), (expected.into(), String::new(), 0));
 }
 
+/// A variable that was captured before its green thread was suspended is closed when the function
+/// returns. Otherwise the closure reads a slot that another green thread has taken over.
+#[test]
+fn captured_variables_outlive_their_green_thread() {
+    let source = r#"
+        fun makes(c) {
+            var n = 10;
+            fun counts() { n = n + 1; return n; }
+            yield();
+            send(c, counts);
+        }
+        fun fills(x) { var y = x; var z = x; yield(); print y == z; }
+        var c = channel();
+        spawn(makes, c);
+        spawn(makes, c);
+        var a = receive(c);
+        var b = receive(c);
+        yield();
+        spawn(fills, "other");
+        spawn(fills, "other");
+        yield();
+        print a(); print a(); print b();
+        yield();
+    "#;
+    for tier in [green(), compiled(), interpreted()] {
+        // The order of the lines does not depend on slices.
+        let config = RunConfig {
+            slice: Duration::from_secs(60),
+            ..tier
+        };
+        let expected = "11\n12\n11\ntrue\ntrue\n".into();
+        assert_eq!(run(source, &config), (expected, String::new(), 0));
+    }
+}
+
 #[test]
 fn the_program_ends_with_the_script() {
     let source = "fun f() { while (true) yield(); } spawn(f); yield(); print 1;";
