@@ -4,8 +4,9 @@ use core::ops::Range;
 
 use gc_preempt::RootSink;
 
+use super::declared::visit_tables;
 use super::tables::Roots;
-use super::visitor::{VisitRoots, visit_tables};
+use super::visitor::VisitRoots;
 use crate::encoding::{Encoding, Encodings};
 use crate::heap::{Cell, PAGE, Space};
 

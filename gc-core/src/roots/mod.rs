@@ -38,6 +38,7 @@
 //! is on its way into the log when the collector has scanned the last piece, and stop 2 finds all
 //! words there.
 
+mod declared;
 mod lister;
 mod logged;
 mod scanner;

@@ -1,10 +1,7 @@
-//! The roots that embedders declare: the words of ranges and callbacks, and the type to which a
-//! callback reports its words.
+//! The type to which a root callback of the embedder reports its words.
 
 use core::ops::Range;
-use core::sync::atomic::Ordering;
 
-use super::tables::Roots;
 use crate::encoding::Encoding;
 
 /// Takes the words that a root callback reports.
@@ -55,31 +52,6 @@ pub(super) trait VisitRoots {
     fn any_words(&mut self, words: Range<usize>);
 }
 
-/// Passes on the words of all ranges and callbacks. The world is stopped, so a thread that holds the
-/// tables' lock is no mutator, and soon releases it.
-pub(super) fn visit_tables(roots: &Roots, consumer: &mut impl VisitRoots) {
-    let mut tables = roots.lock();
-    let mut from = 0;
-    while let Some((at, &mut range)) = tables.ranges.next(from) {
-        from = at + 1;
-        // SAFETY: the limit word lives while the range is registered, as `Mutator::root_range`
-        // demands. Relaxed: its writer is stopped.
-        let limit = unsafe { (*range.limit).load(Ordering::Relaxed) };
-        let limit = seam::limit(limit, range.cached);
-        for slot in (range.base as usize..limit).step_by(size_of::<usize>()) {
-            // SAFETY: `Mutator::root_range` asks that base to limit be readable at every
-            // instruction.
-            let word = unsafe { (slot as *const usize).read_volatile() };
-            consumer.exact_word(word, range.encoding);
-        }
-    }
-    let mut from = 0;
-    while let Some((at, callback)) = tables.callbacks.next(from) {
-        from = at + 1;
-        callback(&mut RootVisitor::new(consumer));
-    }
-}
-
 impl RootVisitor<'_> {
     /// Reports a word that is an edge in the given encoding, or no edge.
     pub fn word(&mut self, word: usize, encoding: Encoding) {
@@ -98,18 +70,5 @@ impl RootVisitor<'_> {
         let range = words.as_ptr_range();
         self.scanner
             .any_words(range.start as usize..range.end as usize);
-    }
-}
-
-mod seam {
-    use crate::fault::Fault;
-
-    /// The limit to which a range is scanned: the present one.
-    pub(super) fn limit(present: usize, at_registration: usize) -> usize {
-        if Fault::CachedLimit.planted() {
-            at_registration
-        } else {
-            present
-        }
     }
 }
